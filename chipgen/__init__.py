@@ -1,0 +1,1 @@
+"""Chip generation: annotated pictures in, verified shards of chips out. Never imports torch."""

@@ -1,0 +1,138 @@
+"""Bytes of picture files <-> pixels.
+
+Pixels are (H, W) uint32, one RGBX pixel a word (R in the lowest byte): a pixel then loads and
+stores at once, which is what makes resampling cheap; libjpeg-turbo reads and writes that order
+as fast as plain RGB.
+"""
+
+import contextlib
+import io
+import struct
+import sys
+import warnings
+from collections.abc import Iterator
+
+import numpy as np
+import simplejpeg
+from PIL import Image, ImageFile, UnidentifiedImageError
+
+from chipgen.errors import PictureError
+
+ORIENTATION = 0x0112  # the EXIF tag
+TURNS = {  # orientations that swap width and height
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+if sys.byteorder != "little":  # R in the lowest byte is the first byte only here
+    raise ImportError("chipgen.codec packs pixels for little-endian processors")
+
+
+def decode(data: bytes, size: tuple[int, int], max_pixels: int) -> np.ndarray:
+    """Decode a picture whose annotation gives `size` (width, height); (H, W) uint32.
+
+    An EXIF orientation is applied when the size agrees only that way. Raises PictureError.
+    """
+    if not data:
+        raise PictureError("empty_file")
+    if data[:2] == b"\xff\xd8":
+        pixels = _decode_jpeg(data, size, max_pixels)
+        if pixels is not None:
+            return pixels
+    return _decode_other(data, size, max_pixels)
+
+
+def encode_jpeg(pixels: np.ndarray, quality: int) -> bytes:
+    """Encode (H, W) uint32 pixels as JPEG with 4:2:0 chroma."""
+    rgbx = np.ascontiguousarray(pixels).view(np.uint8).reshape(*pixels.shape, 4)
+    return simplejpeg.encode_jpeg(rgbx, quality, "RGBX", "420")
+
+
+def pack(rgb: np.ndarray) -> np.ndarray:
+    """Turn (H, W, 3) uint8 into (H, W) uint32 pixels."""
+    rgbx = np.zeros((*rgb.shape[:2], 4), np.uint8)
+    rgbx[..., :3] = rgb
+    return rgbx.view(np.uint32)[..., 0]
+
+
+def unpack(pixels: np.ndarray) -> np.ndarray:
+    """Turn (H, W) uint32 pixels into (H, W, 3) uint8."""
+    rgbx = np.ascontiguousarray(pixels).view(np.uint8).reshape(*pixels.shape, 4)
+    return rgbx[..., :3]
+
+
+def _decode_jpeg(data: bytes, size: tuple[int, int], max_pixels: int) -> np.ndarray | None:
+    """Decode the fast way; None for what only Pillow can settle (CMYK, turned, slightly odd)."""
+    try:
+        height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
+        _check_pixels(width, height, max_pixels)
+        if (width, height) != size or colors not in ("YCbCr", "Gray", "RGB"):
+            return None
+        rgbx = simplejpeg.decode_jpeg(data, "RGBX")
+    except ValueError:
+        return None
+    return rgbx.view(np.uint32)[..., 0]
+
+
+def _decode_other(data: bytes, size: tuple[int, int], max_pixels: int) -> np.ndarray:
+    with _pillow_limits():
+        try:
+            with Image.open(io.BytesIO(data)) as image:
+                _check_pixels(*image.size, max_pixels)
+                turn = _turn(image, size)
+                image.load()
+                rgb = _to_rgb(image)
+        except UnidentifiedImageError as error:
+            raise PictureError("not_a_picture", f"starts with {data[:8]!r}") from error
+        except (OSError, SyntaxError, ValueError, IndexError, KeyError, TypeError, EOFError,
+                MemoryError, OverflowError, struct.error) as error:  # fmt: skip
+            # what Pillow's readers raise on broken files, each format in its own way
+            raise PictureError("broken_picture", str(error)) from error
+    if turn is not None:
+        rgb = rgb.transpose(turn)
+    return pack(np.asarray(rgb))
+
+
+def _check_pixels(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        limit = f"{width}x{height} is over {max_pixels / 1e6:g} megapixels"
+        raise PictureError("too_many_pixels", f"{limit} (shards.max_megapixels)")
+
+
+def _turn(image: Image.Image, size: tuple[int, int]) -> Image.Transpose | None:
+    """Find the turn that brings a picture to the annotated size, if any is needed."""
+    if image.size == size:
+        return None
+    turn = TURNS.get(image.getexif().get(ORIENTATION))
+    if turn is None or image.size[::-1] != size:
+        sizes = f"file {image.width}x{image.height}, annotation {size[0]}x{size[1]}"
+        raise PictureError("size_mismatch", sizes)
+    return turn
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Convert any mode; 16-bit samples keep their high byte, alpha is dropped."""
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode == "I":  # 32-bit container, in practice of 16-bit samples
+        samples = np.asarray(image)
+        high = samples >> 8 if samples.max(initial=0) > 255 else samples
+        return Image.fromarray(np.clip(high, 0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode == "P":
+        return image.convert("RGBA").convert("RGB")  # transparency of a palette may be bytes
+    return image.convert("RGB")
+
+
+@contextlib.contextmanager
+def _pillow_limits() -> Iterator[None]:
+    """Leave the pixel limit to ours, which is known and told, and refuse truncated files."""
+    limit, truncated = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES
+    Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = None, False
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of odd metadata that we don't use
+            yield
+    finally:
+        Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = limit, truncated

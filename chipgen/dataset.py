@@ -1,0 +1,283 @@
+"""Reads an annotated data set into arrays, checks every entry, and lists what it rejects and why.
+
+Legend: P pictures, N boxes, A annotations as listed. Boxes are (N, 4) float32 xyxy in picture
+pixels; those of picture p are boxes[offsets[p]:offsets[p + 1]]. A label is the place of the class
+in `classes`.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from chipgen import coco, layout, voc
+from chipgen.errors import Refusal
+from chipgen.raw import RawSplit
+from chipgen.storage import Folder
+
+PICTURES = pa.schema(
+    {
+        "picture_id": pa.int64(),
+        "split": pa.string(),
+        "root": pa.int32(),  # place of the picture folder in `roots`
+        "file": pa.string(),
+        "width": pa.int32(),
+        "height": pa.int32(),
+    }
+)
+REJECTS = pa.schema(
+    {
+        "picture_id": pa.int64(),  # null: the entry names no picture
+        "file": pa.string(),
+        "annotation_id": pa.int64(),  # null: the picture itself is rejected
+        "reason": pa.string(),
+        "detail": pa.string(),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """A data set, or some splits of it."""
+
+    pictures: pa.Table  # of schema PICTURES
+    offsets: np.ndarray  # (P + 1,) int64
+    boxes: np.ndarray  # (N, 4) float32
+    labels: np.ndarray  # (N,) int32
+    crowd: np.ndarray  # (N,) bool: only ever causes "ignore"
+    annotation_ids: np.ndarray  # (N,) int64
+    classes: tuple[str, ...]
+    roots: tuple[str, ...]  # picture folders
+    rejects: pa.Table  # of schema REJECTS
+    listed: dict[str, int]  # pictures and annotations in the input, and boxes that were clipped
+
+    @property
+    def picture_ids(self) -> np.ndarray:
+        """Picture ids, (P,) int64."""
+        return self.pictures["picture_id"].to_numpy()
+
+    @property
+    def widths(self) -> np.ndarray:
+        """Picture widths, (P,) int32."""
+        return self.pictures["width"].to_numpy()
+
+    @property
+    def heights(self) -> np.ndarray:
+        """Picture heights, (P,) int32."""
+        return self.pictures["height"].to_numpy()
+
+    @property
+    def picture_of_box(self) -> np.ndarray:
+        """Give the row of the picture that each box lies in, (N,) int64."""
+        return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
+
+    def take(self, rows: np.ndarray) -> "Annotations":
+        """Give the same data set with only these pictures, in this order."""
+        lengths = np.diff(self.offsets)[rows]
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        of_box = np.arange(offsets[-1]) + np.repeat(self.offsets[rows] - offsets[:-1], lengths)
+        return dataclasses.replace(
+            self,
+            pictures=self.pictures.take(pa.array(rows)),
+            offsets=offsets,
+            boxes=self.boxes[of_box],
+            labels=self.labels[of_box],
+            crowd=self.crowd[of_box],
+            annotation_ids=self.annotation_ids[of_box],
+        )
+
+
+def read(where: str, splits: Sequence[str]) -> Annotations:
+    """Read splits of the data set at a path or URL; the README shows the layouts that it knows."""
+    found = layout.find(where)
+    named = [found.split(name) for name in splits]
+    if len(set(named)) < len(named):
+        raise Refusal(f"--split {','.join(splits)}: names one split twice")
+    reader = {"coco": coco.read_split, "voc": voc.read_split}[found.style]
+    raws = [reader(found, split) for split in named]
+    for name, one in zip(splits, raws, strict=True):
+        if one.classes != raws[0].classes:
+            raise Refusal(
+                f"{where}: the classes of split {name} are not those of {splits[0]}; "
+                f"splits that are read together must list the same categories"
+            )
+    folders = [found.picture_folder(split) for split in named]
+    parts = [
+        _check(one, name, root) for root, (name, one) in enumerate(zip(splits, raws, strict=True))
+    ]
+    for folder, part in zip(folders, parts, strict=True):
+        _require_some_pictures(folder, part.pictures["file"].to_pylist())
+    return _join(parts, tuple(str(folder) for folder in folders))
+
+
+def rejected(rows: Iterable[tuple]) -> pa.Table:
+    """Make a table of rejects of (picture_id, file, annotation_id, reason, detail) rows."""
+    columns = list(zip(*rows, strict=True)) or [[]] * len(REJECTS)
+    return pa.Table.from_arrays(
+        [pa.array(c, f.type) for c, f in zip(columns, REJECTS, strict=True)], schema=REJECTS
+    )
+
+
+def _check(raw: RawSplit, split: str, root: int) -> Annotations:
+    """Sort the entries of one split into pictures with boxes and rejects."""
+    picture_reasons = _picture_reasons(raw)
+    kept = np.flatnonzero(picture_reasons == "")
+    order = kept[np.argsort(raw.picture_ids[kept], kind="stable")]
+    sorted_ids = raw.picture_ids[order]
+    sizes = raw.picture_sizes[order].astype(np.int64)  # (P, 2)
+
+    row = np.searchsorted(sorted_ids, raw.annotation_pictures)  # (A,) place among the good ones
+    row = np.minimum(row, max(len(order) - 1, 0))
+    has_picture = np.zeros(len(row), bool)
+    if len(order):
+        has_picture = sorted_ids[row] == raw.annotation_pictures
+    limits = np.tile(sizes, 2)[row] if len(order) else np.zeros((len(row), 4))
+    with np.errstate(invalid="ignore"):
+        clipped = np.clip(raw.boxes, 0, limits).astype(np.float32)
+    reasons = _annotation_reasons(raw, has_picture, clipped)
+
+    good = np.flatnonzero(reasons == "")
+    good = good[np.argsort(row[good], kind="stable")]
+    counts = np.bincount(row[good], minlength=len(order))
+    files = [raw.files[i] for i in order]
+    arrays = [
+        sorted_ids,
+        [split] * len(order),
+        [root] * len(order),
+        files,
+        sizes[:, 0],
+        sizes[:, 1],
+    ]
+    return Annotations(
+        pictures=pa.Table.from_arrays(
+            [pa.array(a, f.type) for a, f in zip(arrays, PICTURES, strict=True)], schema=PICTURES
+        ),
+        offsets=np.concatenate([[0], np.cumsum(counts)]),
+        boxes=clipped[good],
+        labels=raw.labels[good].astype(np.int32),
+        crowd=raw.crowd[good],
+        annotation_ids=raw.annotation_ids[good],
+        classes=raw.classes,
+        roots=(),
+        rejects=_rejects(raw, picture_reasons, reasons),
+        listed={
+            "pictures": len(raw.files),
+            "annotations": len(raw.annotation_ids),
+            "clipped": int((clipped[good] != raw.boxes[good].astype(np.float32)).any(1).sum()),
+        },
+    )
+
+
+def _picture_reasons(raw: RawSplit) -> np.ndarray:
+    """Give each listed picture the first reason against it, (P,) str; "" for a good one."""
+    duplicate = np.ones(len(raw.files), bool)
+    duplicate[np.unique(raw.picture_ids, return_index=True)[1]] = False
+    faulty = np.zeros(len(raw.files), bool)
+    faulty[list(raw.picture_faults)] = True
+    sizes = raw.picture_sizes
+    with np.errstate(invalid="ignore"):
+        whole = (sizes >= 1) & (sizes < 2**31) & (sizes == np.floor(sizes))
+    named = np.array([_is_safe(name) for name in raw.files], dtype=bool)
+    conditions = [faulty, duplicate, ~named, ~whole.all(axis=1)]
+    names = ["malformed", "duplicate_picture_id", "unsafe_name", "bad_size"]
+    return np.select(conditions, names, default="")
+
+
+def _is_safe(name: str) -> bool:
+    """Say whether a file name from outside stays inside the picture folder."""
+    if not name or "\\" in name or "\0" in name or "://" in name:
+        return False
+    return not name.startswith("/") and ".." not in name.split("/")
+
+
+def _annotation_reasons(raw: RawSplit, has_picture: np.ndarray, clipped: np.ndarray) -> np.ndarray:
+    """Give each listed annotation the first reason against it, (A,) str; "" for a good one."""
+    finite = np.isfinite(raw.boxes).all(axis=1)
+    unlisted = ~has_picture
+    unlisted[unlisted] = ~np.isin(raw.annotation_pictures[unlisted], raw.picture_ids)
+    duplicate = np.ones(len(raw.annotation_ids), bool)
+    duplicate[np.unique(raw.annotation_ids, return_index=True)[1]] = False
+    with np.errstate(invalid="ignore"):
+        empty = (raw.boxes[:, 2:] <= raw.boxes[:, :2]).any(axis=1)
+        outside = (clipped[:, 2:] <= clipped[:, :2]).any(axis=1)
+    conditions = [
+        ~raw.readable, unlisted, ~has_picture, duplicate, raw.labels < 0, ~finite, empty, outside
+    ]  # fmt: skip
+    names = [
+        "malformed",
+        "no_such_picture",
+        "picture_rejected",
+        "duplicate_annotation_id",
+        "unknown_category",
+        "not_finite",
+        "empty_box",
+        "outside_picture",
+    ]
+    return np.select(conditions, names, default="")
+
+
+def _rejects(raw: RawSplit, picture_reasons: np.ndarray, reasons: np.ndarray) -> pa.Table:
+    rows = []
+    for i in np.flatnonzero(picture_reasons != "").tolist():
+        width, height = raw.picture_sizes[i].tolist()
+        detail = raw.picture_faults.get(i, f"{width:g}x{height:g}")
+        rows.append((int(raw.picture_ids[i]), raw.files[i], None, picture_reasons[i], detail))
+    file_of = dict(zip(raw.picture_ids.tolist(), raw.files, strict=True)) if rows else {}
+    for i in np.flatnonzero(reasons != "").tolist():
+        picture_id = int(raw.annotation_pictures[i])
+        detail = f"xyxy {' '.join(f'{v:g}' for v in raw.boxes[i])}"
+        file = file_of.get(picture_id, "")
+        rows.append((picture_id, file, int(raw.annotation_ids[i]), reasons[i], detail))
+    return rejected(rows)
+
+
+def _require_some_pictures(folder: Folder, files: list[str]) -> None:
+    """Refuse a picture folder in which none of 20 pictures exists: it is the wrong one."""
+    sample = files[:: max(1, len(files) // 20)][:20]
+    if sample and not any(folder.exists(name) for name in sample):
+        raise Refusal(
+            f"picture folder {folder}: has none of {len(sample)} pictures that the annotations "
+            f"name, such as {sample[0]}; a dataset.toml can name the right folder"
+        )
+
+
+def _join(parts: list[Annotations], roots: tuple[str, ...]) -> Annotations:
+    """Put the splits behind one another; a picture id that an earlier split has is rejected."""
+    seen = np.zeros(0, np.int64)
+    unique, rejects = [], [part.rejects for part in parts]
+    for part in parts:
+        again = np.isin(part.picture_ids, seen)
+        unique.append(part.take(np.flatnonzero(~again)))
+        repeated = part.take(np.flatnonzero(again))
+        rejects.append(reject_pictures(repeated, "duplicate_picture_id", "in an earlier split"))
+        seen = np.concatenate([seen, part.picture_ids])
+    ends = np.cumsum([0] + [len(part.boxes) for part in unique])
+    shifted = [part.offsets[1:] + end for part, end in zip(unique, ends[:-1], strict=True)]
+    return Annotations(
+        pictures=pa.concat_tables([part.pictures for part in unique]).combine_chunks(),
+        offsets=np.concatenate([[0], *shifted]).astype(np.int64),
+        boxes=np.concatenate([part.boxes for part in unique]),
+        labels=np.concatenate([part.labels for part in unique]),
+        crowd=np.concatenate([part.crowd for part in unique]),
+        annotation_ids=np.concatenate([part.annotation_ids for part in unique]),
+        classes=parts[0].classes,
+        roots=roots,
+        rejects=pa.concat_tables(rejects).combine_chunks(),
+        listed={key: sum(part.listed[key] for part in parts) for key in parts[0].listed},
+    )
+
+
+def reject_pictures(annotations: Annotations, reason: str, detail: str) -> pa.Table:
+    """Make the rejects of whole pictures: a row for each, and one for each of their boxes."""
+    rows = []
+    ids, files = annotations.picture_ids.tolist(), annotations.pictures["file"].to_pylist()
+    for p, (picture_id, file) in enumerate(zip(ids, files, strict=True)):
+        boxes = slice(annotations.offsets[p], annotations.offsets[p + 1])
+        rows.append((picture_id, file, None, reason, detail))
+        rows += [
+            (picture_id, file, annotation_id, "picture_rejected", reason)
+            for annotation_id in annotations.annotation_ids[boxes].tolist()
+        ]
+    return rejected(rows)

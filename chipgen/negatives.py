@@ -1,0 +1,171 @@
+"""Which chips are shown as negatives: those where an RPN proposes objects that are not there.
+
+Legend: P pictures, L levels, Q proposals, C chips.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from chipgen import boxes as box_math
+from chipgen import draws
+from chipgen.cover import cover, fits
+from chipgen.dataset import Annotations
+from chipgen.errors import Refusal
+from chipgen.plan import (
+    Canvases,
+    ChipSettings,
+    canvases_of,
+    chip_table,
+    has_boxes,
+    holders,
+    whole_canvases,
+    windows_on,
+)
+from chipgen.pyramid import in_range
+
+PROPOSALS = ("picture_id", "level", "x1", "y1", "x2", "y2", "score")
+SHUFFLE = 1 << 20  # stream of draws; the variants of a plan use the low ones
+
+
+@dataclass(frozen=True)
+class NegativeSettings:
+    """How negative chips are mined."""
+
+    min_proposals: int = 10  # a chip must hold this many proposals that no other chip holds: M
+    per_picture: int = 2  # at most so many chips of a picture in one epoch
+    min_score: float = 0.0  # proposals below are not looked at
+
+    def __post_init__(self):
+        for name in ("min_proposals", "per_picture"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)} must be at least 1")
+
+
+@dataclass(frozen=True)
+class Proposals:
+    """Proposals by picture: those of picture p are boxes[offsets[p]:offsets[p + 1]]."""
+
+    boxes: np.ndarray  # (Q, 4) float32 picture px
+    offsets: np.ndarray  # (P + 1,) int64
+
+
+def mine(
+    annotations: Annotations,
+    positives: pa.Table,
+    proposals: pa.Table | None,
+    chips: ChipSettings,
+    settings: NegativeSettings,
+) -> pa.Table:
+    """Plan the pool of negative chips, cut into rounds: a table of plan.CHIPS.
+
+    A picture without boxes gives one chip in any case; with proposals, every picture gives those
+    chips in which at least `min_proposals` of them lie that no positive chip of the level holds.
+    """
+    canvases = canvases_of(annotations, chips.levels)
+    rows = _empty_pictures(annotations, canvases, chips)  # (C, 6)
+    if proposals is not None:
+        if chips.strategy != "sniper":
+            raise Refusal(
+                f"negatives: strategy {chips.strategy!r} trains on whole canvases, which hold "
+                f"their background already; only 'sniper' takes proposals"
+            )
+        sorted_proposals = sort(annotations, proposals, settings.min_score)
+        mined = _mined(annotations, canvases, positives, sorted_proposals, chips, settings)
+        rows = np.unique(np.concatenate([rows, mined]), axis=0)
+    return _in_rounds(annotations, canvases, rows, chips.seed, settings.per_picture)
+
+
+def sort(annotations: Annotations, table: pa.Table, min_score: float) -> Proposals:
+    """Put proposals in the order of the pictures, cut to their pictures."""
+    missing = [name for name in PROPOSALS if name not in table.column_names]
+    if missing:
+        raise Refusal(
+            f"proposals: no column {', '.join(missing)}; needed are {', '.join(PROPOSALS)}"
+        )
+    columns = {name: table[name].to_numpy() for name in PROPOSALS}
+    ids = annotations.picture_ids
+    by_id = np.argsort(ids, kind="stable")
+    place = np.minimum(np.searchsorted(ids[by_id], columns["picture_id"]), len(ids) - 1)
+    picture = by_id[place]
+    known = ids[picture] == columns["picture_id"]
+    if len(known) and not known.any():
+        raise Refusal("proposals: none is of a picture of this plan; made from other data?")
+    found = np.stack([columns[k] for k in ("x1", "y1", "x2", "y2")], axis=1).astype(np.float32)
+    limits = np.stack([annotations.widths, annotations.heights] * 2, axis=1)[picture]
+    with np.errstate(invalid="ignore"):
+        found = np.clip(found, 0, limits).astype(np.float32)
+        whole = (found[:, 2:] > found[:, :2]).all(axis=1)  # false for NaN, too
+    used = np.flatnonzero(known & whole & (columns["score"] >= min_score))
+    used = used[np.argsort(picture[used], kind="stable")]
+    offsets = np.searchsorted(picture[used], np.arange(len(ids) + 1))
+    return Proposals(found[used], offsets)
+
+
+def _empty_pictures(
+    annotations: Annotations, canvases: Canvases, chips: ChipSettings
+) -> np.ndarray:
+    """Give each picture without boxes one chip at its coarsest level, in the middle: (C, 6)."""
+    pictures = np.flatnonzero(~has_boxes(annotations))
+    level = canvases.coarsest[pictures]
+    if chips.strategy != "sniper":
+        rows = whole_canvases(canvases, pictures)
+        return rows[rows[:, 1] == canvases.coarsest[rows[:, 0]]]
+    origin = np.maximum(canvases.sizes[pictures, level] - chips.size, 0) // 2
+    rows = np.concatenate([np.stack([pictures, level], axis=1), origin], axis=1)
+    return windows_on(canvases, rows, chips.size)
+
+
+def _mined(
+    annotations: Annotations,
+    canvases: Canvases,
+    positives: pa.Table,
+    proposals: Proposals,
+    chips: ChipSettings,
+    settings: NegativeSettings,
+) -> np.ndarray:
+    """Cover the proposals that each level's positive chips leave out: (C, 6).
+
+    The paper pools the proposals of all levels of the pyramid; which of them count at a level is
+    a matter of their size alone, so the column `level` is not asked.
+    """
+    first_variant = positives.filter(pa.array(positives["round"].to_numpy() == 0))
+    levels = len(chips.levels)
+    left = holders(annotations, proposals.offsets, proposals.boxes, first_variant, levels) == 0
+    wants = left & in_range(chips.levels, box_math.sizes(proposals.boxes))
+    picture = np.repeat(np.arange(len(proposals.offsets) - 1), np.diff(proposals.offsets))
+    for level in range(levels):
+        sizes, scales = canvases.sizes[picture, level], canvases.scales[picture, level]
+        wants[:, level] &= fits(proposals.boxes, sizes, scales, chips.size)
+    rows = cover(
+        proposals.boxes,
+        proposals.offsets,
+        wants,
+        canvases.sizes,
+        canvases.scales,
+        chip=chips.size,
+        stride=chips.stride,
+        minimum=settings.min_proposals,
+    )
+    return windows_on(canvases, rows, chips.size)
+
+
+def _in_rounds(
+    annotations: Annotations, canvases: Canvases, rows: np.ndarray, seed: int, per_picture: int
+) -> pa.Table:
+    """Shuffle each picture's pool and deal it out, `per_picture` chips a round.
+
+    A picture starts over when its own pool is used up: of its r rounds, epoch e sees e % r.
+    """
+    picture = rows[:, 0]
+    ids = annotations.picture_ids[picture]
+    position = np.ravel_multi_index(rows[:, 1:4].T, rows[:, 1:4].max(axis=0, initial=0) + 1)
+    order = np.lexsort([draws.uniform(seed, ids ^ (position << 20), SHUFFLE), picture])
+    rows, picture = rows[order], picture[order]
+    starts = np.searchsorted(picture, picture)  # first row of the same picture
+    pool = np.searchsorted(picture, picture, side="right") - starts
+    turn = (np.arange(len(rows)) - starts) // per_picture
+    return chip_table(
+        annotations, canvases, np.insert(rows, 2, turn, axis=1), -(-pool // per_picture)
+    )

@@ -1,0 +1,105 @@
+"""What a reader found in a data set before anything is believed of it, and lenient conversions.
+
+Legend: P pictures and A annotations as listed, good or bad. A column with entries of the wrong
+kind becomes an array with a mask of those that could be read; nothing here raises.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class RawSplit:
+    """The entries of one split, as listed."""
+
+    classes: tuple[str, ...]
+    picture_ids: np.ndarray  # (P,) int64
+    files: list[str]  # (P,) relative to the split's picture folder; "" where none was given
+    picture_sizes: np.ndarray  # (P, 2) float64 width, height; NaN where it could not be read
+    picture_faults: dict[int, str]  # row -> what made the entry unreadable
+    annotation_ids: np.ndarray  # (A,) int64
+    annotation_pictures: np.ndarray  # (A,) int64 picture ids
+    labels: np.ndarray  # (A,) int64; -1 for a category that is not listed
+    boxes: np.ndarray  # (A, 4) float64 xyxy
+    crowd: np.ndarray  # (A,) bool
+    readable: np.ndarray  # (A,) bool: false for an entry with a missing or mistyped field
+
+
+def picture_id_of(name: str) -> int:
+    """Make a picture id of a name: its digits if it is a number, else 53 bits of its hash."""
+    digits = name.replace("_", "")
+    if digits.isascii() and digits.isdigit() and len(digits) <= 18:
+        return int(digits)
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest()) >> 11
+
+
+def ids(values: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Read ids: (n,) int64 and a mask of those that are ids (whole numbers, or names)."""
+    array = _plain_array(values)
+    if array is not None and array.dtype.kind == "i":
+        return array.astype(np.int64), np.ones(len(array), bool)
+    return _each(values, _id, 0, np.int64)
+
+
+def floats(values: Sequence[Any]) -> np.ndarray:
+    """Read numbers: (n,) float64, NaN where the value is none."""
+    array = _plain_array(values)
+    if array is not None and array.dtype.kind in "if":
+        return array.astype(np.float64)
+    return _each(values, _float, np.nan, np.float64)[0]
+
+
+def quadruples(values: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Read lists of four numbers: (n, 4) float64 and a mask of those that are such a list."""
+    if not values:
+        return np.zeros((0, 4)), np.zeros(0, bool)
+    array = _plain_array(values)
+    if array is not None and array.dtype.kind in "if" and array.ndim == 2 and array.shape[1] == 4:
+        return array.astype(np.float64), np.ones(len(array), bool)
+    rows = np.zeros((len(values), 4))
+    readable = np.zeros(len(values), bool)
+    for i, value in enumerate(values):
+        if isinstance(value, list | tuple) and len(value) == 4:
+            numbers = [_float(one) for one in value]
+            if None not in numbers:
+                rows[i], readable[i] = numbers, True
+    return rows, readable
+
+
+def _plain_array(values: Sequence[Any]) -> np.ndarray | None:
+    """Convert well-formed columns at once; None sends a column with odd entries the slow way."""
+    try:
+        return np.array(values)
+    except (ValueError, TypeError, OverflowError):
+        return None
+
+
+def _each(
+    values: Sequence[Any], read: Callable[[Any], Any], default: Any, dtype: type
+) -> tuple[np.ndarray, np.ndarray]:
+    found = [read(value) for value in values]
+    readable = np.array([one is not None for one in found], dtype=bool)
+    return np.array([default if one is None else one for one in found], dtype=dtype), readable
+
+
+def _id(value: Any) -> int | None:
+    if isinstance(value, str) and value:
+        return picture_id_of(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    if value != value or abs(value) >= 2**63 or int(value) != value:
+        return None
+    return int(value)
+
+
+def _float(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return float(value)
+    except OverflowError:  # a whole number beyond what a float holds
+        return None

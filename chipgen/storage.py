@@ -1,0 +1,195 @@
+"""Folders on disk or behind an fsspec URL (`s3://bucket/path`), with whole-or-nothing writes.
+
+Both classes offer the same few calls; names are relative, with "/" between their parts.
+"""
+
+import contextlib
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from chipgen.errors import Refusal
+
+TEMPORARY = ".tmp"  # suffix of a file that is being written; the first dot hides it as well
+
+
+class LocalFolder:
+    """A folder on a file system."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def sub(self, name: str) -> "LocalFolder":
+        """Give a folder inside this one."""
+        return LocalFolder(self.path / name)
+
+    def read(self, name: str, start: int = 0, length: int | None = None) -> bytes:
+        """Read a file, or `length` bytes of it from `start` on."""
+        with (self.path / name).open("rb") as file:
+            if start:
+                file.seek(start)
+            return file.read() if length is None else file.read(length)
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a file whole or not at all: temporary name, sync, rename, sync of the folder."""
+        target = self.path / name
+        temporary = target.parent / f".{target.name}{TEMPORARY}"
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(target)
+            _sync_folder(target.parent)
+        except OSError as error:
+            with contextlib.suppress(OSError):  # the first error is the one to tell
+                temporary.unlink(missing_ok=True)
+            raise _explained(error, target) from error
+
+    def exists(self, name: str) -> bool:
+        """Say whether a file or folder is there."""
+        return (self.path / name).exists()
+
+    def size(self, name: str) -> int:
+        """Give a file's size in bytes."""
+        return (self.path / name).stat().st_size
+
+    def names(self) -> list[str]:
+        """List what lies directly in the folder, sorted; empty where there is no folder."""
+        return sorted(p.name for p in self.path.iterdir()) if self.path.is_dir() else []
+
+    def remove(self, name: str) -> None:
+        """Delete a file, if it is there."""
+        (self.path / name).unlink(missing_ok=True)
+
+
+class RemoteFolder:
+    """A folder of an object store; its writes are whole because the store's own are."""
+
+    def __init__(self, url: str):
+        self.url = url.rstrip("/")
+        self.fs, self.path = _remote(self.url)
+
+    def __str__(self) -> str:
+        return self.url
+
+    def __reduce__(self) -> tuple:
+        return (RemoteFolder, (self.url,))  # a worker opens connections of its own
+
+    def sub(self, name: str) -> "RemoteFolder":
+        """Give a folder inside this one."""
+        return RemoteFolder(f"{self.url}/{name}")
+
+    def read(self, name: str, start: int = 0, length: int | None = None) -> bytes:
+        """Read an object, or `length` bytes of it from `start` on."""
+        end = None if length is None else start + length
+        return self.fs.cat_file(f"{self.path}/{name}", start=start, end=end)
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write an object whole."""
+        self.fs.pipe_file(f"{self.path}/{name}", data)
+
+    def exists(self, name: str) -> bool:
+        """Say whether an object or folder is there, asking the store and not a cache."""
+        self.fs.invalidate_cache()
+        return self.fs.exists(f"{self.path}/{name}")
+
+    def size(self, name: str) -> int:
+        """Give an object's size in bytes."""
+        return self.fs.size(f"{self.path}/{name}")
+
+    def names(self) -> list[str]:
+        """List what lies directly in the folder, sorted; empty where there is nothing."""
+        self.fs.invalidate_cache()
+        try:
+            return sorted(p.rsplit("/", 1)[-1] for p in self.fs.ls(self.path, detail=False))
+        except FileNotFoundError:
+            return []
+
+    def remove(self, name: str) -> None:
+        """Delete an object, if it is there."""
+        with contextlib.suppress(FileNotFoundError):
+            self.fs.rm_file(f"{self.path}/{name}")
+
+
+Folder = LocalFolder | RemoteFolder
+
+
+def open_folder(where: str | Path) -> Folder:
+    """Open a path or a URL; it need not exist yet."""
+    return RemoteFolder(str(where)) if "://" in str(where) else LocalFolder(where)
+
+
+def write_table(folder: Folder, name: str, table: pa.Table) -> None:
+    """Write a table as Parquet; equal tables give equal bytes."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", row_group_size=1 << 16)
+    folder.write(name, sink.getvalue())
+
+
+def open_table(folder: Folder, name: str) -> pq.ParquetFile:
+    """Open a Parquet file for reading, memory-mapped where it lies on disk."""
+    if isinstance(folder, LocalFolder):
+        return pq.ParquetFile(folder.path / name, memory_map=True)
+    return pq.ParquetFile(pa.BufferReader(folder.read(name)))
+
+
+def read_table(folder: Folder, name: str, columns: list[str] | None = None) -> pa.Table:
+    """Read a whole Parquet file, or some of its columns."""
+    with open_table(folder, name) as file:
+        return file.read(columns=columns)
+
+
+def read_rows(file: pq.ParquetFile, start: int, stop: int) -> pa.Table:
+    """Read the rows [start, stop) of a table, touching only the row groups that hold them."""
+    first = 0
+    wanted, skipped = [], 0
+    for group in range(file.num_row_groups):
+        last = first + file.metadata.row_group(group).num_rows
+        if last <= start:
+            skipped = last
+        elif first < stop:
+            wanted.append(group)
+        first = last
+    return file.read_row_groups(wanted).slice(start - skipped, stop - start)
+
+
+def _sync_folder(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _explained(error: OSError, target: Path) -> Exception:
+    remedies = {
+        errno.ENOSPC: "the disk is full; free some space and run the same command again",
+        errno.EDQUOT: "the disk quota is used up; free some space and run the same command again",
+        errno.EROFS: "the file system is read-only; choose another folder",
+        errno.EACCES: "no permission to write there; choose another folder",
+        errno.ENOTDIR: "a part of that path is a file and not a folder",
+        errno.EEXIST: "a part of that path is a file and not a folder",
+    }
+    if error.errno in remedies:
+        return Refusal(f"cannot write {target}: {remedies[error.errno]}")
+    return error
+
+
+def _remote(url: str) -> tuple[Any, str]:
+    import fsspec  # only those who ask for a URL pay for the import
+
+    try:
+        return fsspec.core.url_to_fs(url)
+    except ImportError as error:
+        raise Refusal(f"{url}: {error}; for S3: pip install 'fovea[s3]'") from error
+    except ValueError as error:
+        raise Refusal(f"{url}: {error}") from error
