@@ -6,6 +6,7 @@ in `classes`.
 """
 
 import dataclasses
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -110,6 +111,35 @@ def read(where: str, splits: Sequence[str]) -> Annotations:
     for folder, part in zip(folders, parts, strict=True):
         _require_some_pictures(folder, part.pictures["file"].to_pylist())
     return _join(parts, tuple(str(folder) for folder in folders))
+
+
+def picture_folders(where: str, splits: Sequence[str]) -> tuple[str, ...]:
+    """Name the picture folder of each split."""
+    found = layout.find(where)
+    return tuple(str(found.picture_folder(found.split(name))) for name in splits)
+
+
+def fingerprint(where: str, splits: Sequence[str]) -> str:
+    """Hash what `read` reads: annotations by content, and where the pictures are."""
+    found = layout.find(where)
+    state = hashlib.sha256()
+    for split in [found.split(name) for name in splits]:
+        state.update(f"{found.style} {found.classes} {split}\n".encode())
+        for folder, name in _annotation_files(found, split):
+            try:
+                state.update(hashlib.sha256(folder.read(name)).digest())
+            except FileNotFoundError as error:
+                raise Refusal(f"annotations {folder}/{name}: no such file") from error
+    return state.hexdigest()
+
+
+def _annotation_files(found: layout.Layout, split: layout.Split) -> list[tuple[Folder, str]]:
+    if found.style == "coco":
+        return [found.part(split.annotations)]
+    folder, name = found.part(split.annotations)
+    folder = folder.sub(name)
+    lists = [found.part(split.names)] if split.names else []
+    return lists + [(folder, name) for name in folder.names() if name.endswith(".xml")]
 
 
 def rejected(rows: Iterable[tuple]) -> pa.Table:

@@ -7,6 +7,7 @@ override single keys (`--set chips.stride=16`). Unknown keys and wrong types are
 import dataclasses
 import difflib
 import hashlib
+import math
 import tomllib
 import types
 import typing
@@ -92,7 +93,7 @@ def _override(text: str) -> dict:
 
 
 def build(cls: type, table: Any, where: str) -> Any:
-    """Make a dataclass of a TOML table; `where` leads to the place in every message."""
+    """Make a dataclass of a table from TOML or json; `where` leads to the place in messages."""
     if not isinstance(table, dict):
         raise Refusal(f"{where}: expected a table, got {table!r}")
     hints = typing.get_type_hints(cls)
@@ -110,8 +111,8 @@ def build(cls: type, table: Any, where: str) -> Any:
 def _convert(kind: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(kind):
         return build(kind, value, where)
-    if isinstance(kind, types.UnionType):  # `float | None`: TOML has no null, so a value is meant
-        return _convert(typing.get_args(kind)[0], value, where)
+    if isinstance(kind, types.UnionType):  # `float | None`
+        return None if value is None else _convert(typing.get_args(kind)[0], value, where)
     if typing.get_origin(kind) is tuple:
         return _convert_tuple(typing.get_args(kind), value, where)
     if typing.get_origin(kind) is typing.Literal:
@@ -121,6 +122,8 @@ def _convert(kind: Any, value: Any, where: str) -> Any:
         return value
     if kind is float and type(value) is int:
         return float(value)
+    if kind is float and value is None:  # never from TOML; our own json has no infinity
+        return math.inf
     if type(value) is not kind:
         raise Refusal(f"{where}: expected {kind.__name__}, got {value!r}")
     return value

@@ -6,6 +6,7 @@ Both classes offer the same few calls; names are relative, with "/" between thei
 import contextlib
 import errno
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,11 @@ class LocalFolder:
         """Delete a file, if it is there."""
         (self.path / name).unlink(missing_ok=True)
 
+    def remove_tree(self, name: str) -> None:
+        """Delete a folder with all that is in it, if it is there."""
+        if (self.path / name).exists():
+            shutil.rmtree(self.path / name)
+
 
 class RemoteFolder:
     """A folder of an object store; its writes are whole because the store's own are."""
@@ -119,6 +125,11 @@ class RemoteFolder:
         with contextlib.suppress(FileNotFoundError):
             self.fs.rm_file(f"{self.path}/{name}")
 
+    def remove_tree(self, name: str) -> None:
+        """Delete a folder with all that is in it, if it is there."""
+        with contextlib.suppress(FileNotFoundError):
+            self.fs.rm(f"{self.path}/{name}", recursive=True)
+
 
 Folder = LocalFolder | RemoteFolder
 
@@ -128,11 +139,11 @@ def open_folder(where: str | Path) -> Folder:
     return RemoteFolder(str(where)) if "://" in str(where) else LocalFolder(where)
 
 
-def write_table(folder: Folder, name: str, table: pa.Table) -> None:
+def table_bytes(table: pa.Table) -> bytes:
     """Write a table as Parquet; equal tables give equal bytes."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd", row_group_size=1 << 16)
-    folder.write(name, sink.getvalue())
+    return sink.getvalue().to_pybytes()
 
 
 def open_table(folder: Folder, name: str) -> pq.ParquetFile:

@@ -1,0 +1,320 @@
+"""What each command of the command line does, given its parsed arguments."""
+
+import argparse
+import dataclasses
+import hashlib
+import logging
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+from tqdm import tqdm
+
+from chipgen import dataset, pipeline, pool, shards
+from chipgen import negatives as negatives_module
+from chipgen import run as run_folder
+from chipgen import show as drawing
+from chipgen import stats as figures
+from chipgen import suggest as suggesting
+from chipgen.errors import PictureError, Refusal
+from chipgen.recipe import digest
+from chipgen.run import Plan, PlanRecord, Recipe
+from chipgen.storage import Folder, open_folder, open_table
+
+DEFAULT_RECIPE = "sniper"
+SHEET = 24  # chips on a contact sheet
+log = logging.getLogger(__name__)
+
+
+def plan(args: argparse.Namespace) -> int:
+    """Plan the positive chips of a data set, into a run folder or just for the figures."""
+    recipe = run_folder.load_recipe(args.recipe or DEFAULT_RECIPE, args.overrides)
+    if args.run is None:
+        planned = _plan_of_data(args, recipe)
+        _report(args, figures.of_plan(planned.annotations, recipe.chips, planned.chips))
+        return 0
+    run = open_folder(args.run)
+    splits = _splits(args)
+    version = f"{run_folder.FORMAT} {digest(recipe.chips)}"
+    state = f"{version} {dataset.fingerprint(args.data, splits)}"
+    inputs = hashlib.sha256(state.encode()).hexdigest()
+    if run.exists("plan/plan.json"):
+        record = run_folder.read_record(run)
+        if record.inputs == inputs:
+            roots = list(dataset.picture_folders(args.data, splits))
+            current = msgspec.structs.replace(
+                record, recipe=_plain(recipe), roots=roots
+            )  # neither changes what is planned
+            if _plain(current) != _plain(record):
+                run.write("plan/plan.json", run_folder.encode_json(current))
+            log.info("plan: up to date (%s)", run)
+            return 0
+    planned = _plan_of_data(args, recipe)
+    run_folder.save_plan(run, inputs, planned.annotations, recipe, planned.chips["positive"])
+    _report(args, figures.of_plan(planned.annotations, recipe.chips, planned.chips))
+    return 0
+
+
+def negatives(args: argparse.Namespace) -> int:
+    """Choose the negative chips of a planned run."""
+    run = open_folder(args.run)
+    record = run_folder.read_record(run)
+    recipe = _recipe_of_run(args, record)
+    proposals, proposals_hash = None, "none"
+    if args.proposals:
+        folder, name = _locate(args.proposals)
+        try:
+            proposals_hash = hashlib.sha256(folder.read(name)).hexdigest()
+        except FileNotFoundError as error:
+            raise Refusal(f"proposals {args.proposals}: no such file") from error
+    text = f"{record.content} {digest(recipe.negatives)} {proposals_hash}"
+    inputs = hashlib.sha256(text.encode()).hexdigest()
+    before = run_folder.read_negative_record(run)
+    if before is not None and before.inputs == inputs:
+        log.info("negatives: up to date (%s)", run)
+        return 0
+    if args.proposals:
+        proposals = _read_proposals(*_locate(args.proposals))
+    planned = run_folder.read_plan(run)
+    chips = negatives_module.mine(
+        planned.annotations,
+        planned.chips["positive"],
+        proposals,
+        recipe.chips,
+        recipe.negatives,
+    )
+    run_folder.save_negatives(run, inputs, chips)
+    pictures = len(np.unique(chips["picture"].to_numpy()))
+    log.info("negatives: %d chips of %d pictures", chips.num_rows, pictures)
+    return 0
+
+
+def write(args: argparse.Namespace) -> int:
+    """Cut the planned chips and write them to shards."""
+    run = open_folder(args.run)
+    record = run_folder.read_record(run)
+    recipe = _recipe_of_run(args, record)
+    kinds = [args.kind] if args.kind else ["positive"]
+    if not args.kind and run_folder.read_negative_record(run) is not None:
+        kinds.append("negative")
+    for kind in kinds:
+        _write_kind(args, pipeline.open_job(run, kind, record, recipe))
+    return 0
+
+
+def _write_kind(args: argparse.Namespace, job: pipeline.Job) -> None:
+    if pipeline.is_finished(job):
+        log.info("%s chips: up to date (%s)", job.kind, job.folder)
+        return
+    if not args.finish:
+        groups = pipeline.unfinished_groups(job)
+        if args.part:
+            part, parts = args.part
+            groups = [group for group in groups if group % parts == part]
+        total = int((job.groups[groups, 1] - job.groups[groups, 0]).sum())
+        with tqdm(total=total, unit=" pictures", desc=f"{job.kind} chips", miniters=1) as bar:
+            pool.run(job, groups, args.workers, bar.update)
+    if args.part and not args.finish:
+        log.info("%s chips: part %d/%d is written; then: --finish", job.kind, *args.part)
+        return
+    manifest = pipeline.finish(job)
+    counts = manifest.counts
+    log.info(
+        "%s chips: %d in %d shards, %.1f MB, of %d pictures; %d pictures rejected (%s)",
+        job.kind,
+        counts["chips"],
+        len(manifest.shards),
+        sum(shard.bytes for shard in manifest.shards) / 1e6,
+        counts["pictures"]["used"],
+        counts["pictures"]["rejected"],
+        job.folder,
+    )
+
+
+def verify(args: argparse.Namespace) -> int:
+    """Re-read shards; prints each fault and returns 1 if there is any."""
+    folder = open_folder(args.run)
+    sets = [folder] if folder.exists(shards.MANIFEST) else _sets(folder)
+    if not sets:
+        raise Refusal(f"{folder}: no finished set of shards in it (no {shards.MANIFEST})")
+    faults = 0
+    for one in sets:
+        before = faults
+        for fault in shards.verify(one):
+            print(f"{one}: {fault}")
+            faults += 1
+        if faults == before:
+            manifest = shards.read_manifest(one)
+            chips = sum(shard.chips for shard in manifest.shards)
+            print(f"{one}: {chips} chips in {len(manifest.shards)} shards, all as they should be")
+    return 1 if faults else 0
+
+
+def stats(args: argparse.Namespace) -> int:
+    """Print the figures of a plan."""
+    planned = _plan_of_run_or_data(args)
+    result = figures.of_plan(planned.annotations, planned.recipe.chips, planned.chips)
+    if args.run is not None:
+        manifests = [shards.read_manifest(one) for one in _sets(open_folder(args.run))]
+        result["shards"] = sum(len(m.shards) for m in manifests)
+        result["bytes"] = sum(shard.bytes for m in manifests for shard in m.shards)
+        result["written"] = {m.kind: m.counts for m in manifests}
+    else:
+        result["bytes"] = None  # nothing is written
+    _report(args, result)
+    return 0
+
+
+def show(args: argparse.Namespace) -> int:
+    """Draw pictures with their chips, and contact sheets of chips."""
+    planned = _plan_of_run_or_data(args)
+    out = open_folder(args.out)
+    annotations, recipe = planned.annotations, planned.recipe
+    folders = [open_folder(root) for root in annotations.roots]
+    samples: dict[str, list] = {kind: [] for kind in planned.chips}
+    drawn = 0
+    for row in range(len(annotations.picture_ids)):
+        picture = annotations.take(np.array([row]))
+        chips = {kind: _of_picture(table, row) for kind, table in planned.chips.items()}
+        entry = picture.pictures.to_pylist()[0]
+        try:
+            pixels = pipeline.read_pixels(
+                picture, folders[entry["root"]], recipe.shards.max_megapixels
+            )
+        except PictureError as error:
+            log.info("show: %s is left out: %s", entry["file"], error)
+            continue
+        name = f"picture-{entry['split']}-{entry['picture_id']}.png"
+        out.write(name, drawing.png(drawing.draw_plan(picture, pixels, recipe.chips, chips)))
+        for kind, table in chips.items():
+            made = [
+                pipeline.make_sample(picture, pixels, c, kind, recipe) for c in table.to_pylist()
+            ]
+            samples[kind] += [
+                (s.key, s.jpg, msgspec.json.decode(s.json, type=shards.Chip)) for s in made
+            ]
+        drawn += 1
+        if drawn == args.count:
+            break
+    if args.run is not None:  # what is on disk says more than what would be written
+        for one in _sets(open_folder(args.run)):
+            kind = shards.read_manifest(one).kind
+            with open_table(one, shards.INDEX) as table:
+                samples[kind] = list(shards.read_samples(one, table.read().slice(0, SHEET)))
+    for kind, some in samples.items():
+        if some:
+            sheet = drawing.draw_chips(some[:SHEET], list(annotations.classes), recipe.chips.size)
+            out.write(f"chips-{kind}.png", drawing.png(sheet))
+    print(f"{out}: {drawn} pictures and {sum(map(bool, samples.values()))} contact sheets")
+    return 0
+
+
+def suggest(args: argparse.Namespace) -> int:
+    """Propose levels and valid ranges for a data set."""
+    annotations = dataset.read(args.data, _splits(args))
+    suggestion = suggesting.suggest(annotations, args.size, args.stride)
+    text = suggesting.fragment(suggestion, args.size)
+    print(text, end="")
+    if args.out:
+        if Path(args.out).exists():
+            raise Refusal(f"{args.out}: exists already; choose another name or delete it")
+        folder, name = _locate(args.out)
+        folder.write(name, text.encode())
+    if args.json:
+        _write_json(
+            args.json,
+            {
+                "levels": [dataclasses.asdict(level) for level in suggestion.levels],
+                "shares": suggestion.shares,
+            },
+        )
+    return 0
+
+
+def _plan_of_run_or_data(args: argparse.Namespace) -> Plan:
+    """Give the plan of a run folder, or one made on the spot from --data."""
+    if (args.run is None) == (args.data is None):
+        raise Refusal("give either a run folder or --data")
+    if args.run is not None:
+        if args.recipe or args.overrides:
+            raise Refusal("--recipe and --set go with --data; a run folder has its own recipe")
+        return run_folder.read_plan(open_folder(args.run))
+    return _plan_of_data(
+        args, run_folder.load_recipe(args.recipe or DEFAULT_RECIPE, args.overrides)
+    )
+
+
+def _plan_of_data(args: argparse.Namespace, recipe: Recipe) -> Plan:
+    log.info("reading %s (%s)", args.data, args.split)
+    annotations = dataset.read(args.data, _splits(args))
+    if not len(annotations.picture_ids):
+        raise Refusal(
+            f"data set {args.data}: not one usable picture ({_first_reject(annotations)})"
+        )
+    log.info("planning %d pictures", len(annotations.picture_ids))
+    annotations, chips = run_folder.make(annotations, recipe.chips)
+    return Plan(None, annotations, recipe, {"positive": chips})
+
+
+def _first_reject(annotations: dataset.Annotations) -> str:
+    if not annotations.rejects.num_rows:
+        return "it lists none"
+    first = annotations.rejects.slice(0, 1).to_pylist()[0]
+    return f"the first reject: {first['file']}: {first['reason']} {first['detail']}"
+
+
+def _recipe_of_run(args: argparse.Namespace, record: PlanRecord) -> Recipe:
+    """Give the recipe of a run, or the one asked for if it is of the same plan."""
+    planned = run_folder.recipe_of(record)
+    if not args.recipe and not args.overrides:
+        return planned
+    if not args.recipe:
+        raise Refusal("--set needs --recipe here; a run folder has its own recipe")
+    recipe = run_folder.load_recipe(args.recipe, args.overrides)
+    if recipe.chips != planned.chips:
+        raise Refusal(f"{args.run}: planned with other [chips] than {args.recipe}; plan again")
+    return recipe
+
+
+def _splits(args: argparse.Namespace) -> list[str]:
+    return [name.strip() for name in args.split.split(",") if name.strip()]
+
+
+def _sets(run: Folder) -> list[Folder]:
+    folders = [run.sub(f"shards/{kind}") for kind in ("positive", "negative")]
+    return [folder for folder in folders if folder.exists(shards.MANIFEST)]
+
+
+def _of_picture(chips: pa.Table, row: int) -> pa.Table:
+    return chips.filter(pa.array(chips["picture"].to_numpy() == row))
+
+
+def _locate(path: str) -> tuple[Folder, str]:
+    parent, slash, name = path.rpartition("/")
+    return open_folder(parent or ("/" if slash else ".")), name
+
+
+def _read_proposals(folder: Folder, name: str) -> pa.Table:
+    try:
+        with open_table(folder, name) as table:
+            return table.read()
+    except pa.ArrowInvalid as error:
+        raise Refusal(f"proposals {folder}/{name}: not Parquet: {error}") from error
+
+
+def _report(args: argparse.Namespace, result: dict[str, Any]) -> None:
+    print(figures.report(result))
+    if args.json:
+        _write_json(args.json, result)
+
+
+def _write_json(path: Path, value: Any) -> None:
+    folder, name = _locate(str(path))
+    folder.write(name, run_folder.encode_json(value))
+
+
+def _plain(value: Any) -> Any:
+    """Turn settings into what json gives back."""
+    return msgspec.json.decode(msgspec.json.encode(value))
