@@ -175,25 +175,25 @@ def show(args: argparse.Namespace) -> int:
     folders = [open_folder(root) for root in annotations.roots]
     samples: dict[str, list] = {kind: [] for kind in planned.chips}
     drawn = 0
-    for row in range(len(annotations.picture_ids)):
-        picture = annotations.take(np.array([row]))
+    for row, picture in enumerate(annotations.each()):
+        entry = picture.entry
         chips = {kind: _of_picture(table, row) for kind, table in planned.chips.items()}
-        entry = picture.pictures.to_pylist()[0]
         try:
-            pixels = pipeline.read_pixels(
-                picture, folders[entry["root"]], recipe.shards.max_megapixels
-            )
+            folder = folders[entry["root"]]
+            pixels = pipeline.read_pixels(picture, folder, recipe.shards.max_megapixels)
         except PictureError as error:
             log.info("show: %s is left out: %s", entry["file"], error)
             continue
-        name = f"picture-{entry['split']}-{entry['picture_id']}.png"
-        out.write(name, drawing.png(drawing.draw_plan(picture, pixels, recipe.chips, chips)))
+        drawing_of_plan = drawing.draw_plan(
+            annotations.take(np.array([row])), pixels, recipe.chips, chips
+        )
+        out.write(
+            f"picture-{entry['split']}-{entry['picture_id']}.png", drawing.png(drawing_of_plan)
+        )
         for kind, table in chips.items():
-            made = [
-                pipeline.make_sample(picture, pixels, c, kind, recipe) for c in table.to_pylist()
-            ]
             samples[kind] += [
-                (s.key, s.jpg, msgspec.json.decode(s.json, type=shards.Chip)) for s in made
+                shards.read_back(pipeline.make_sample(picture, pixels, chip, kind, recipe))
+                for chip in table.to_pylist()
             ]
         drawn += 1
         if drawn == args.count:

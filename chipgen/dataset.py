@@ -7,8 +7,10 @@ in `classes`.
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -37,6 +39,17 @@ REJECTS = pa.schema(
         "detail": pa.string(),
     }
 )
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture with its n boxes."""
+
+    entry: dict[str, Any]  # its row of PICTURES
+    boxes: np.ndarray  # (n, 4) float32
+    labels: np.ndarray  # (n,) int32
+    crowd: np.ndarray  # (n,) bool
+    annotation_ids: np.ndarray  # (n,) int64
 
 
 @dataclass(frozen=True)
@@ -73,6 +86,19 @@ class Annotations:
     def picture_of_box(self) -> np.ndarray:
         """Give the row of the picture that each box lies in, (N,) int64."""
         return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
+
+    def each(self) -> Iterator[Picture]:
+        """Go through the pictures one by one."""
+        spans = itertools.pairwise(self.offsets.tolist())
+        for entry, (first, last) in zip(self.pictures.to_pylist(), spans, strict=True):
+            boxes = slice(first, last)
+            yield Picture(
+                entry,
+                self.boxes[boxes],
+                self.labels[boxes],
+                self.crowd[boxes],
+                self.annotation_ids[boxes],
+            )
 
     def take(self, rows: np.ndarray) -> "Annotations":
         """Give the same data set with only these pictures, in this order."""
@@ -281,7 +307,9 @@ def _join(parts: list[Annotations], roots: tuple[str, ...]) -> Annotations:
         again = np.isin(part.picture_ids, seen)
         unique.append(part.take(np.flatnonzero(~again)))
         repeated = part.take(np.flatnonzero(again))
-        rejects.append(reject_pictures(repeated, "duplicate_picture_id", "in an earlier split"))
+        rejects.append(
+            reject_pictures(repeated.each(), "duplicate_picture_id", "in an earlier split")
+        )
         seen = np.concatenate([seen, part.picture_ids])
     ends = np.cumsum([0] + [len(part.boxes) for part in unique])
     shifted = [part.offsets[1:] + end for part, end in zip(unique, ends[:-1], strict=True)]
@@ -299,15 +327,13 @@ def _join(parts: list[Annotations], roots: tuple[str, ...]) -> Annotations:
     )
 
 
-def reject_pictures(annotations: Annotations, reason: str, detail: str) -> pa.Table:
+def reject_pictures(pictures: Iterable[Picture], reason: str, detail: str) -> pa.Table:
     """Make the rejects of whole pictures: a row for each, and one for each of their boxes."""
     rows = []
-    ids, files = annotations.picture_ids.tolist(), annotations.pictures["file"].to_pylist()
-    for p, (picture_id, file) in enumerate(zip(ids, files, strict=True)):
-        boxes = slice(annotations.offsets[p], annotations.offsets[p + 1])
-        rows.append((picture_id, file, None, reason, detail))
+    for picture in pictures:
+        name = picture.entry["picture_id"], picture.entry["file"]
+        rows.append((*name, None, reason, detail))
         rows += [
-            (picture_id, file, annotation_id, "picture_rejected", reason)
-            for annotation_id in annotations.annotation_ids[boxes].tolist()
+            (*name, one, "picture_rejected", reason) for one in picture.annotation_ids.tolist()
         ]
     return rejected(rows)

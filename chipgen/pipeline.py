@@ -10,6 +10,7 @@ import dataclasses
 import errno
 import hashlib
 import itertools
+import operator
 import re
 import subprocess
 import zlib
@@ -25,7 +26,7 @@ import pyarrow as pa
 
 from chipgen import boxes as box_math
 from chipgen import codec, cut, draws, pyramid, shards
-from chipgen.dataset import REJECTS, Annotations, reject_pictures
+from chipgen.dataset import REJECTS, Picture, reject_pictures
 from chipgen.errors import PictureError, Refusal
 from chipgen.recipe import digest
 from chipgen.run import PlanRecord, Reader, Recipe, encode_json, read_negative_record
@@ -210,31 +211,38 @@ class _Maker:
         first, last, first_chip, last_chip = self.job.groups[group].tolist()
         annotations = self.reader.annotations(first, last, self.job.record)
         chips = read_rows(self.chips, first_chip, last_chip).to_pylist()
+        pictures = enumerate(annotations.each(), first)
         samples, rejects = [], []
         used = [0, 0, 0]  # pictures, annotations, pixels
-        for row, of_picture in itertools.groupby(chips, key=lambda chip: chip["picture"] - first):
-            picture = annotations.take(np.array([row]))
-            folder = self.roots[picture.pictures["root"][0].as_py()]
+        for row, of_picture in itertools.groupby(chips, key=operator.itemgetter("picture")):
+            picture = next(picture for place, picture in pictures if place == row)
             try:
-                pixels = read_pixels(picture, folder, self.job.recipe.shards.max_megapixels)
+                samples += self._samples(picture, list(of_picture), used)
             except PictureError as error:
-                rejects.append(reject_pictures(picture, error.reason, error.detail))
-            else:
-                recipe, kind = self.job.recipe, self.job.kind
-                of_picture = list(of_picture)
-                samples += [make_sample(picture, pixels, c, kind, recipe) for c in of_picture]
-                used[0] += 1
-                used[1] += len(picture.boxes)
-                used[2] += sum(c["width"] * c["height"] for c in of_picture)
+                rejects.append(reject_pictures([picture], error.reason, error.detail))
+            except Exception as error:
+                error.add_note(f"while cutting picture {picture.entry['file']}")
+                raise
             on_pictures(1)
         order = spread(samples, self.job.recipe.chips.seed)
         table = pa.concat_tables([REJECTS.empty_table(), *rejects])
         return _Made([samples[i] for i in order], table, *used)
 
+    def _samples(self, picture: Picture, chips: list[dict], used: list[int]) -> list[Sample]:
+        """Cut one picture, and add to what is used of pictures, annotations and pixels."""
+        recipe = self.job.recipe
+        folder = self.roots[picture.entry["root"]]
+        pixels = read_pixels(picture, folder, recipe.shards.max_megapixels)
+        samples = [make_sample(picture, pixels, chip, self.job.kind, recipe) for chip in chips]
+        used[0] += 1
+        used[1] += len(picture.boxes)
+        used[2] += sum(chip["width"] * chip["height"] for chip in chips)
+        return samples
 
-def read_pixels(picture: Annotations, folder: Folder, max_megapixels: float) -> np.ndarray:
+
+def read_pixels(picture: Picture, folder: Folder, max_megapixels: float) -> np.ndarray:
     """Read and decode a picture; only a fault of its own raises PictureError."""
-    row = picture.pictures.to_pylist()[0]
+    row = picture.entry
     try:
         data = folder.read(row["file"])
     except OSError as error:
@@ -249,10 +257,10 @@ def read_pixels(picture: Annotations, folder: Folder, max_megapixels: float) -> 
 
 
 def make_sample(
-    picture: Annotations, pixels: np.ndarray, chip: dict[str, int], kind: str, recipe: Recipe
+    picture: Picture, pixels: np.ndarray, chip: dict[str, int], kind: str, recipe: Recipe
 ) -> Sample:
     """Cut one chip (a row of plan.CHIPS) out of a decoded picture."""
-    row = picture.pictures.to_pylist()[0]
+    row = picture.entry
     level = recipe.chips.levels[chip["level"]]
     canvas = chip["canvas_width"], chip["canvas_height"]
     window = chip["x"], chip["y"], chip["width"], chip["height"]

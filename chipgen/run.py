@@ -87,7 +87,7 @@ def make(annotations: Annotations, settings: ChipSettings) -> tuple[Annotations,
     if not lost.any():
         return annotations, chips
     detail = "larger than a chip at every level; add a coarser level to the recipe"
-    rejects = reject_pictures(annotations.take(np.flatnonzero(lost)), "no_box_fits", detail)
+    rejects = reject_pictures(annotations.take(np.flatnonzero(lost)).each(), "no_box_fits", detail)
     annotations = dataclasses.replace(
         annotations.take(np.flatnonzero(~lost)),
         rejects=pa.concat_tables([annotations.rejects, rejects]),

@@ -156,6 +156,11 @@ def split_sample(data: bytes) -> tuple[str, bytes, Chip]:
         raise ValueError(f"{key}.json: {error}") from error
 
 
+def read_back(sample: Sample) -> tuple[str, bytes, Chip]:
+    """Give a sample that is not written yet as `read_samples` would."""
+    return sample.key, sample.jpg, msgspec.json.decode(sample.json, type=Chip)
+
+
 def read_manifest(folder: Folder) -> Manifest:
     """Read a set's manifest."""
     try:
