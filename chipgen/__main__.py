@@ -24,6 +24,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Refusal as refusal:
         print(f"chipgen {args.command}: {refusal}", file=sys.stderr)
         return 1
+    except OSError as error:  # the system's own words name the file
+        print(f"chipgen {args.command}: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print(
             f"\nchipgen {args.command}: stopped; what is finished is kept, and the same command "

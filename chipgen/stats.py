@@ -55,8 +55,8 @@ def of_plan(
         "positive_chips_per_picture": positives.num_rows / pictures,
         "negative_chips_per_picture": epoch["negative"].num_rows / pictures if negatives else 0.0,
         "negative_pool_per_picture": negatives.num_rows / pictures if negatives else 0.0,
-        "pixels_vs_single_pass": pixels / max(single.prod(axis=2).sum(), 1),
-        "pixels_vs_pyramid": pixels / max(canvases.sizes.prod(axis=2).sum(), 1),
+        "pixels_vs_single_pass": pixels / max(int(single.prod(axis=2).sum()), 1),
+        "pixels_vs_pyramid": pixels / max(int(canvases.sizes.prod(axis=2).sum()), 1),
     }
 
 

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,8 @@ class LocalFolder:
 
     def remove(self, name: str) -> None:
         """Delete a file, if it is there."""
-        (self.path / name).unlink(missing_ok=True)
+        with contextlib.suppress(NotADirectoryError):  # what writes there next tells it better
+            (self.path / name).unlink(missing_ok=True)
 
     def remove_tree(self, name: str) -> None:
         """Delete a folder with all that is in it, if it is there."""
@@ -97,26 +99,31 @@ class RemoteFolder:
     def read(self, name: str, start: int = 0, length: int | None = None) -> bytes:
         """Read an object, or `length` bytes of it from `start` on."""
         end = None if length is None else start + length
-        return self.fs.cat_file(f"{self.path}/{name}", start=start, end=end)
+        with _told(self.url):
+            return self.fs.cat_file(f"{self.path}/{name}", start=start, end=end)
 
     def write(self, name: str, data: bytes) -> None:
         """Write an object whole."""
-        self.fs.pipe_file(f"{self.path}/{name}", data)
+        with _told(self.url):
+            self.fs.pipe_file(f"{self.path}/{name}", data)
 
     def exists(self, name: str) -> bool:
         """Say whether an object or folder is there, asking the store and not a cache."""
         self.fs.invalidate_cache()
-        return self.fs.exists(f"{self.path}/{name}")
+        with _told(self.url):
+            return self.fs.exists(f"{self.path}/{name}")
 
     def size(self, name: str) -> int:
         """Give an object's size in bytes."""
-        return self.fs.size(f"{self.path}/{name}")
+        with _told(self.url):
+            return self.fs.size(f"{self.path}/{name}")
 
     def names(self) -> list[str]:
         """List what lies directly in the folder, sorted; empty where there is nothing."""
         self.fs.invalidate_cache()
         try:
-            return sorted(p.rsplit("/", 1)[-1] for p in self.fs.ls(self.path, detail=False))
+            with _told(self.url):
+                return sorted(p.rsplit("/", 1)[-1] for p in self.fs.ls(self.path, detail=False))
         except FileNotFoundError:
             return []
 
@@ -184,6 +191,7 @@ def _sync_folder(path: Path) -> None:
 def _explained(error: OSError, target: Path) -> Exception:
     remedies = {
         errno.ENOSPC: "the disk is full; free some space and run the same command again",
+        errno.EFBIG: "files may not be that large there (ulimit -f, or the file system)",
         errno.EDQUOT: "the disk quota is used up; free some space and run the same command again",
         errno.EROFS: "the file system is read-only; choose another folder",
         errno.EACCES: "no permission to write there; choose another folder",
@@ -193,6 +201,17 @@ def _explained(error: OSError, target: Path) -> Exception:
     if error.errno in remedies:
         return Refusal(f"cannot write {target}: {remedies[error.errno]}")
     return error
+
+
+@contextlib.contextmanager
+def _told(url: str) -> Iterator[None]:
+    """Turn what a store's client raises (no credentials, no connection) into a refusal."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:  # each client has a hierarchy of its own
+        raise Refusal(f"{url}: {type(error).__name__}: {error}") from error
 
 
 def _remote(url: str) -> tuple[Any, str]:
