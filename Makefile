@@ -22,6 +22,8 @@ SOURCE := data/$(SCENES)
 PREPARE := scenes
 endif
 
+KERNEL_TESTS := $(addprefix tests/test_,$(addsuffix .py,cover plan negatives geometry resample draws))
+
 .PHONY: help env scenes own-recipe chips eval test lint bench-chips clean
 
 help:  ## list the targets
@@ -52,14 +54,21 @@ chips: env $(PREPARE)  ## cut chips of DATA= (default: the embedded scenes) by R
 
 eval: chips  ## the main job; for now as far as the chips
 
+# The kernels run once more with their indices checked, compiled into a cache of their own.
 test: env lint  ## run the tests
 	@$(PY) -m pytest
+	@NUMBA_BOUNDSCHECK=1 NUMBA_CACHE_DIR=.venv/numba-checked $(PY) -m pytest -q $(KERNEL_TESTS)
 
 lint: env
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check .
 
-bench-chips: env  ## measure chip generation; PICTURES=folder takes real pictures (COCO layout)
-	@$(PY) scripts/bench_chips.py $(if $(PICTURES),--data "$(PICTURES)") --out runs/bench/chips.json
+bench-chips: env  ## measure chip generation; PICTURES=folder takes your own (COCO or VOC layout)
+ifndef PICTURES
+	@$(PY) scripts/make_scenes.py data/scenes-bench --size full --workers $(WORKERS) \
+	  --pictures-train 160 --pictures-val 1
+endif
+	@$(PY) scripts/bench_chips.py --data "$(or $(PICTURES),data/scenes-bench)" --split $(SPLIT) \
+	  --out runs/bench/chips.json
 
 clean:  ## delete the environment; data/ and runs/ stay
 	rm -rf .venv

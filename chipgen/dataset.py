@@ -18,7 +18,7 @@ import pyarrow as pa
 from chipgen import coco, layout, voc
 from chipgen.errors import Refusal
 from chipgen.raw import RawSplit
-from chipgen.storage import Folder
+from chipgen.storage import Folder, LocalFolder
 
 PICTURES = pa.schema(
     {
@@ -136,13 +136,18 @@ def read(where: str, splits: Sequence[str]) -> Annotations:
     ]
     for folder, part in zip(folders, parts, strict=True):
         _require_some_pictures(folder, part.pictures["file"].to_pylist())
-    return _join(parts, tuple(str(folder) for folder in folders))
+    return _join(parts, tuple(map(_absolute, folders)))
 
 
 def picture_folders(where: str, splits: Sequence[str]) -> tuple[str, ...]:
     """Name the picture folder of each split."""
     found = layout.find(where)
-    return tuple(str(found.picture_folder(found.split(name))) for name in splits)
+    return tuple(_absolute(found.picture_folder(found.split(name))) for name in splits)
+
+
+def _absolute(folder: Folder) -> str:
+    """Name a folder so that it is found from any working directory."""
+    return str(folder.path.absolute()) if isinstance(folder, LocalFolder) else str(folder)
 
 
 def fingerprint(where: str, splits: Sequence[str]) -> str:

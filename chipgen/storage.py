@@ -149,7 +149,7 @@ def open_folder(where: str | Path) -> Folder:
 def table_bytes(table: pa.Table) -> bytes:
     """Write a table as Parquet; equal tables give equal bytes."""
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd", row_group_size=1 << 16)
+    pq.write_table(table, sink, compression="zstd", row_group_size=1 << 13)
     return sink.getvalue().to_pybytes()
 
 
