@@ -46,9 +46,10 @@ def cover(
     """Choose chips greedily until no chip holds `minimum` boxes that are not held already.
 
     boxes (N, 4) float32 picture px, offsets (P + 1,), wants (N, L) bool: which level covers which
-    box, canvases (P, L, 2) int64, scales (P, L, 2) float64, shifts (P, 2) int64 in [0, stride):
-    origin of the grid's inner positions, places (P, 2) float64 in [0, 1]: which of the windows
-    that hold the same boxes is taken (0.5: the one in the middle).
+    box (one that no window of the level holds is passed over; see `fits`), canvases (P, L, 2)
+    int64, scales (P, L, 2) float64, shifts (P, 2) int64 in [0, stride): origin of the grid's inner
+    positions, places (P, 2) float64 in [0, 1]: which of the windows that hold the same boxes is
+    taken (0.5: the one in the middle).
     With `minimum` 1, a box that fits a chip but none of the grid's is given one of its own.
 
     Returns (C, 4) int64 rows of picture, level, x, y in the order of pictures and levels, and
@@ -175,11 +176,11 @@ def _cover_one(edges, canvas, chip, stride, shift, place, minimum, out):
     # Boxes between the grid's positions first: their chips are needed whatever else is chosen.
     for i in range(n):
         if spans[i, 0] > spans[i, 1] or spans[i, 2] > spans[i, 3]:
-            if minimum > 1:
+            x = own_position(edges[i, 0], edges[i, 2], canvas[0], chip, place[0])
+            y = own_position(edges[i, 1], edges[i, 3], canvas[1], chip, place[1])
+            if minimum > 1 or x < 0 or y < 0:
                 left[i] = False
             elif left[i]:
-                x = own_position(edges[i, 0], edges[i, 2], canvas[0], chip, place[0])
-                y = own_position(edges[i, 1], edges[i, 3], canvas[1], chip, place[1])
                 out[chosen, 2] = x
                 out[chosen, 3] = y
                 chosen += 1
@@ -242,10 +243,10 @@ def _positions(length, chip, stride, shift):
 
 @njit(cache=True, nogil=True)
 def own_position(low_edge, high_edge, length, chip, place):
-    """Place a chip for one box along one axis, anywhere on the canvas that holds it."""
+    """Place a chip for one box along one axis, anywhere on the canvas; -1 where none holds it."""
     low = max(int(np.ceil(high_edge - chip - INSIDE)), 0)
     high = min(int(np.floor(low_edge + INSIDE)), max(length - chip, 0))
-    return _between(low, high, place)
+    return _between(low, high, place) if low <= high else -1
 
 
 @njit(cache=True, nogil=True)

@@ -86,6 +86,8 @@ def sort(annotations: Annotations, table: pa.Table, min_score: float) -> Proposa
         )
     columns = {name: table[name].to_numpy() for name in PROPOSALS}
     ids = annotations.picture_ids
+    if table.num_rows and not len(ids):
+        raise Refusal("proposals: none is of a picture of this plan; made from other data?")
     by_id = np.argsort(ids, kind="stable")
     place = np.minimum(np.searchsorted(ids[by_id], columns["picture_id"]), len(ids) - 1)
     picture = by_id[place]
@@ -98,7 +100,7 @@ def sort(annotations: Annotations, table: pa.Table, min_score: float) -> Proposa
         found = np.clip(found, 0, limits).astype(np.float32)
         whole = (found[:, 2:] > found[:, :2]).all(axis=1)  # false for NaN, too
     used = np.flatnonzero(known & whole & (columns["score"] >= min_score))
-    used = used[np.argsort(picture[used], kind="stable")]
+    used = used[np.lexsort([*found[used].T, picture[used]])]  # whatever the table's own order
     offsets = np.searchsorted(picture[used], np.arange(len(ids) + 1))
     return Proposals(found[used], offsets)
 
@@ -160,8 +162,9 @@ def _in_rounds(
     """
     picture = rows[:, 0]
     ids = annotations.picture_ids[picture]
-    position = np.ravel_multi_index(rows[:, 1:4].T, rows[:, 1:4].max(axis=0, initial=0) + 1)
-    order = np.lexsort([draws.uniform(seed, ids ^ (position << 20), SHUFFLE), picture])
+    position = rows[:, 1] << 56 ^ rows[:, 3] << 28 ^ rows[:, 2]  # level, y, x
+    chip = draws.states(seed, ids, SHUFFLE).view(np.int64) ^ position
+    order = np.lexsort([draws.uniform(seed, chip, SHUFFLE), picture])
     rows, picture = rows[order], picture[order]
     starts = np.searchsorted(picture, picture)  # first row of the same picture
     pool = np.searchsorted(picture, picture, side="right") - starts

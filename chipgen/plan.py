@@ -148,7 +148,8 @@ def wanted(annotations: Annotations, canvases: Canvases, settings: ChipSettings)
     )  # (N, L)
     wants = fitting & in_range(settings.levels, box_math.sizes(annotations.boxes))
     left_over = np.flatnonzero(~wants.any(axis=1) & fitting.any(axis=1))
-    scales = np.where(fitting[left_over], canvases.scales[picture[left_over], :, 0], -1.0)
+    scales = canvases.scales.prod(axis=2)[picture[left_over]]
+    scales = np.where(fitting[left_over], scales, -1.0)
     wants[left_over, scales.argmax(axis=1)] = True
     return wants & ~annotations.crowd[:, None]
 
