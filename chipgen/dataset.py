@@ -6,6 +6,7 @@ in `classes`.
 """
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from chipgen import boxes as box_math
 from chipgen import coco, layout, voc
 from chipgen.errors import Refusal
 from chipgen.raw import RawSplit
@@ -50,6 +52,11 @@ class Picture:
     labels: np.ndarray  # (n,) int32
     crowd: np.ndarray  # (n,) bool
     annotation_ids: np.ndarray  # (n,) int64
+
+    @functools.cached_property
+    def sizes(self) -> np.ndarray:
+        """Square roots of the box areas, (n,) float64."""
+        return box_math.sizes(self.boxes)
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,7 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
-from chipgen import boxes as box_math
-from chipgen import codec, cut, draws, pyramid, shards
+from chipgen import codec, cut, draws, shards
 from chipgen.dataset import REJECTS, Picture, reject_pictures
 from chipgen.errors import PictureError, Refusal
 from chipgen.recipe import digest
@@ -267,7 +266,8 @@ def make_sample(
     factor = canvas[0] / row["width"], canvas[1] / row["height"]
     stored = cut.stored_pixels(pixels, canvas, window, recipe.shards.store)
     rows, boxes, inside = cut.chip_boxes(picture.boxes, *factor, *window)
-    wanted = pyramid.in_range((level,), box_math.sizes(picture.boxes[rows]))[:, 0]
+    low, high = level.range
+    wanted = (low <= picture.sizes[rows]) & (picture.sizes[rows] < high)
     crowd = picture.crowd[rows]
     record = Chip(
         picture_id=row["picture_id"],
@@ -330,10 +330,13 @@ def _flush(job: Job, group: int, made: _Made) -> None:
         if start == end:
             continue
         name = f"{job.kind}-{number:06d}.tar"
-        data, places = shards.build_shard(made.samples[start:end])
-        job.folder.write(name, data)
-        digest = hashlib.sha256(data).hexdigest()
-        entries.append(ShardEntry(name, len(data), end - start, digest))
+        parts, places = shards.build_shard(made.samples[start:end])
+        job.folder.write(name, *parts)
+        state = hashlib.sha256()
+        for part in parts:
+            state.update(part)
+        size = sum(map(len, parts))
+        entries.append(ShardEntry(name, size, end - start, state.hexdigest()))
         rows += [
             (s.key, name, *place, s.picture_id, job.kind, s.level, s.round, s.rounds)
             for s, place in zip(made.samples[start:end], places, strict=True)

@@ -1,86 +1,114 @@
 """Runs the groups of a job in processes: progress, Ctrl-C, and the death of either side."""
 
+import contextlib
 import multiprocessing as mp
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from multiprocessing import connection
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
 from typing import Any
 
 from chipgen.errors import Refusal
 from chipgen.pipeline import Job, write_groups
 
 POLL = 0.2  # s between two looks at the progress
+HELD = 60.0  # s after which a lock, held for microseconds by the living, is a dead one's
 
 
 def run(job: Job, groups: list[int], workers: int, on_pictures: Callable[[int], None]) -> None:
-    """Write groups with some processes; a single worker is this process itself."""
-    workers = min(workers, len(groups))
-    if workers <= 1:
-        for _ in write_groups(job, groups, on_pictures):
-            pass
-        return
-    context = mp.get_context("spawn")  # a fork would share numba's and Arrow's threads
-    turn, done = context.Value("q", 0), context.Value("q", 0)
-    children = []
+    """Write groups with some processes, of which this is one."""
+    context = mp.get_context("spawn")  # a fork would share the threads of numba and Arrow
+    workers = max(1, min(workers, len(groups)))
+    turn = context.Value("q", 0)
+    done = context.RawArray("q", workers)  # pictures of each process: no lock to die with
+    children: dict[Connection, SpawnProcess] = {}
+    shown = 0
+
+    def look(pictures: int) -> None:
+        """Count own pictures, then see how the children are."""
+        nonlocal shown
+        done[0] += pictures
+        before, shown = shown, sum(done)
+        on_pictures(shown - before)
+        for pipe in connection.wait(list(children), timeout=0):
+            _hear(pipe, children.pop(pipe))
+
     try:
-        for _ in range(workers):
+        for number in range(1, workers):
             ours, theirs = context.Pipe(duplex=False)
-            process = context.Process(target=_child, args=(job, groups, turn, done, theirs))
-            process.start()
+            arguments = (job, groups, turn, done, number, theirs)
+            process = context.Process(target=_child, args=arguments)
+            with _interrupt_held():
+                process.start()
             theirs.close()  # so that the child's death shows as the end of the pipe
-            children.append((process, ours))
-        _watch(children, done, on_pictures)
+            children[ours] = process
+        for _ in write_groups(job, _in_turn(groups, turn), look):
+            pass
+        while children:
+            connection.wait(list(children), timeout=POLL)
+            look(0)
     finally:
-        for process, _ in children:
+        for process in children.values():
             process.terminate()
-        for process, pipe in children:
+        for pipe, process in children.items():
             process.join()
             pipe.close()
 
 
-def _watch(children: list[tuple[Any, Any]], done: Any, on_pictures: Callable[[int], None]) -> None:
-    """Follow the children until all have ended well; raises what any of them met."""
-    running = {pipe: process for process, pipe in children}
-    shown = 0
-    while running:
-        for pipe in connection.wait(list(running), timeout=POLL):
-            process = running.pop(pipe)
-            try:
-                error = pipe.recv()
-            except EOFError:
-                process.join()
-                raise Refusal(
-                    f"a worker died (exit code {process.exitcode}; -9 is what running out of "
-                    f"memory gives); finished shards are kept: run the same command to go on"
-                ) from None
-            if error is not None:
-                raise error
-        on_pictures(done.value - shown)
-        shown = done.value
+@contextlib.contextmanager
+def _interrupt_held() -> Iterator[None]:
+    """Hold Ctrl-C back for a moment: a child keeps this for life, and leaves it to the parent."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _child(job: Job, groups: list[int], turn: Any, done: Any, pipe: Any) -> None:
+def _hear(pipe: Connection, process: SpawnProcess) -> None:
+    """Take a child's last word; raises what it met, or that it died without one."""
+    try:
+        error = pipe.recv()
+    except EOFError:
+        process.join()
+        raise Refusal(
+            f"a worker died (exit code {process.exitcode}; -9 is what running out of memory "
+            f"gives); finished shards are kept: run the same command to go on"
+        ) from None
+    finally:
+        pipe.close()
+    if error is not None:
+        raise error
+    process.join()
+
+
+def _in_turn(groups: list[int], turn: Any) -> Iterator[int]:
+    """Take the next group that no process has taken, until there are no more."""
+    while True:
+        if not turn.get_lock().acquire(timeout=HELD):
+            raise Refusal("a worker died while it took its turn; run the same command to go on")
+        place = turn.value
+        turn.value += 1
+        turn.get_lock().release()
+        if place >= len(groups):
+            return
+        yield groups[place]
+
+
+def _child(
+    job: Job, groups: list[int], turn: Any, done: Any, number: int, pipe: Connection
+) -> None:
     """Write groups until there are no more; sends None at the end, or the exception."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
     threading.Thread(target=_die_with_parent, daemon=True).start()
 
-    def next_groups() -> Iterator[int]:
-        while True:
-            with turn.get_lock():
-                place = turn.value
-                turn.value += 1
-            if place >= len(groups):
-                return
-            yield groups[place]
-
     def count(pictures: int) -> None:
-        with done.get_lock():
-            done.value += pictures
+        done[number] += pictures
 
     try:
-        for _ in write_groups(job, next_groups(), count):
+        for _ in write_groups(job, _in_turn(groups, turn), count):
             pass
     except Exception as error:  # handed to the parent, which raises it
         pipe.send(error)

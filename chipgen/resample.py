@@ -50,7 +50,7 @@ def axis_weights(source: int, target: int, first: int, count: int) -> tuple[np.n
     """
     scale = source / target
     support = max(scale, 1.0)  # of the triangle filter, in source pixels
-    taps = int(np.ceil(support)) * 2  # an even number: they are summed in pairs
+    taps = int(np.ceil(2 * support))
     starts = np.empty(count, np.int64)
     weights = np.zeros((count, taps), np.uint64)
     exact = np.empty(taps, np.float64)
@@ -110,7 +110,8 @@ def _resample(pixels, starts_x, weights_x, starts_y, weights_y, out):
         row = starts_y[y] - first_row
         for t in range(0, taps_y, 2):
             upper, lower = resized[min(row + t, rows - 1)], resized[min(row + t + 1, rows - 1)]
-            _add_rows(upper, lower, weights_y[y, t], weights_y[y, t + 1], t == 0, total)
+            weight_lower = weights_y[y, t + 1] if t + 1 < taps_y else np.uint64(0)
+            _add_rows(upper, lower, weights_y[y, t], weight_lower, t == 0, total)
         for x in range(width):
             lanes = total[x] >> _BITS & _LANES
             out[y, x] = np.uint32(lanes & _B0 | lanes >> _S13 & _B1 | lanes >> _S26 & _B2)
@@ -125,18 +126,25 @@ def _add_rows(upper, lower, weight_upper, weight_lower, first, total):
 
 @njit(cache=True, nogil=True)
 def _weigh(spread, offsets, weights, out):
-    """Sum taps of one row: out[x] = sum of spread[offsets[x] + t] * weights[t, x], in 8 bits."""
-    width = len(out)
-    for t in range(0, len(weights), 2):
-        first, last = t == 0, t == len(weights) - 2
-        left, right, weight_left, weight_right = (
-            spread[t:],
-            spread[t + 1 :],
-            weights[t],
-            weights[t + 1],
-        )
-        for x in range(width):
+    """Sum taps of one row: out[x] = sum of spread[offsets[x] + t] * weights[t, x], in 8 bits.
+
+    The gathers are what takes the time, so the first two or three taps are summed in registers.
+    """
+    taps = len(weights)
+    second, third, weight_0, weight_1 = spread[1:], spread[2:], weights[0], weights[1]
+    if taps == 2:  # enlarging; the weights sum to ONE, which leaves one multiplication
+        for x in range(len(out)):
             i = np.uint64(offsets[x])  # unsigned: no test for an index from the end
-            total = left[i] * weight_left[x] + right[i] * weight_right[x]
-            total += _HALF if first else out[x]
-            out[x] = total >> _BITS & _LANES if last else total
+            total = (spread[i] << _BITS) + (second[i] - spread[i]) * weight_1[x] + _HALF
+            out[x] = total >> _BITS & _LANES
+        return
+    weight_2 = weights[2]
+    for x in range(len(out)):
+        i = np.uint64(offsets[x])
+        total = spread[i] * weight_0[x] + second[i] * weight_1[x] + third[i] * weight_2[x] + _HALF
+        out[x] = total >> _BITS & _LANES if taps == 3 else total
+    for t in range(3, taps):
+        tap, weight = spread[t:], weights[t]
+        for x in range(len(out)):
+            total = out[x] + tap[np.uint64(offsets[x])] * weight[x]
+            out[x] = total >> _BITS & _LANES if t == taps - 1 else total

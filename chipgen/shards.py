@@ -5,6 +5,7 @@ A set is a folder: NAME-000000.tar ..., index.parquet (where each sample lies), 
 KEY.json; both can be had with one positioned read.
 """
 
+import functools
 import re
 import tarfile
 import zlib
@@ -108,8 +109,7 @@ class Manifest(msgspec.Struct, frozen=True):
     rejects_sha256: str
 
 
-@dataclass(frozen=True)
-class Sample:
+class Sample(msgspec.Struct, frozen=True):
     """A sample ready to be written: its key, its two members, and its row of the index."""
 
     key: str
@@ -123,25 +123,33 @@ class Sample:
 
 def key_of(split: str, picture_id: int, kind: str, level: int, x: int, y: int, turn: int) -> str:
     """Make a sample's key; WebDataset ends a key at its first dot, so it has none."""
-    name = re.sub("[^0-9A-Za-z]", "_", split)[:32]  # a tar name has 100 bytes
+    name = _plain(split)
     return f"{name}-{picture_id}-{kind[0]}{level}-{x}-{y}-{turn}"
 
 
-def build_shard(samples: list[Sample]) -> tuple[bytes, list[tuple[int, int, int]]]:
-    """Join samples into a tar; returns its bytes and (offset, length, crc32) of each sample."""
+@functools.cache
+def _plain(split: str) -> str:
+    return re.sub("[^0-9A-Za-z]", "_", split)[:32]  # a tar name has 100 bytes
+
+
+def build_shard(samples: list[Sample]) -> tuple[list[bytes], list[tuple[int, int, int]]]:
+    """Lay samples out as a tar; returns its parts, and (offset, length, crc32) of each sample.
+
+    The parts are written and hashed as they are: joining them would copy every byte twice while
+    holding the interpreter from those who make the next chips.
+    """
     parts, places = [], []
     offset = 0
     for sample in samples:
-        pair = b"".join(
-            part
-            for suffix, body in (("jpg", sample.jpg), ("json", sample.json))
-            for part in (_header(f"{sample.key}.{suffix}", len(body)), body, _padding(len(body)))
-        )
-        parts.append(pair)
-        places.append((offset, len(pair), zlib.crc32(pair)))
-        offset += len(pair)
+        start, crc = offset, 0
+        for suffix, body in (("jpg", sample.jpg), ("json", sample.json)):
+            for part in (_header(f"{sample.key}.{suffix}", len(body)), body, _padding(len(body))):
+                parts.append(part)
+                crc = zlib.crc32(part, crc)
+                offset += len(part)
+        places.append((start, offset - start, crc))
     parts.append(bytes(2 * BLOCK))  # tar's end mark
-    return b"".join(parts), places
+    return parts, places
 
 
 def split_sample(data: bytes) -> tuple[str, bytes, Chip]:

@@ -34,19 +34,19 @@ class LocalFolder:
 
     def read(self, name: str, start: int = 0, length: int | None = None) -> bytes:
         """Read a file, or `length` bytes of it from `start` on."""
-        with (self.path / name).open("rb") as file:
+        with (self.path / name).open("rb", buffering=0) as file:
             if start:
                 file.seek(start)
-            return file.read() if length is None else file.read(length)
+            return file.readall() if length is None else file.read(length)
 
-    def write(self, name: str, data: bytes) -> None:
+    def write(self, name: str, *parts: bytes) -> None:
         """Write a file whole or not at all: temporary name, sync, rename, sync of the folder."""
         target = self.path / name
         temporary = target.parent / f".{target.name}{TEMPORARY}"
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             with temporary.open("wb") as file:
-                file.write(data)
+                file.writelines(parts)
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(target)
@@ -102,10 +102,10 @@ class RemoteFolder:
         with _told(self.url):
             return self.fs.cat_file(f"{self.path}/{name}", start=start, end=end)
 
-    def write(self, name: str, data: bytes) -> None:
+    def write(self, name: str, *parts: bytes) -> None:
         """Write an object whole."""
         with _told(self.url):
-            self.fs.pipe_file(f"{self.path}/{name}", data)
+            self.fs.pipe_file(f"{self.path}/{name}", b"".join(parts))
 
     def exists(self, name: str) -> bool:
         """Say whether an object or folder is there, asking the store and not a cache."""

@@ -38,7 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", required=True, help="data set of real or embedded pictures")
     parser.add_argument("--split", default="train", help="splits to take pictures from")
-    parser.add_argument("--pictures", type=int, default=1500, help="pictures to write")
+    parser.add_argument("--pictures", type=int, default=3000, help="pictures to write")
     parser.add_argument("--out", type=Path, required=True, help="json file to write")
     args = parser.parse_args()
     annotations = dataset.read(args.data, args.split.split(","))

@@ -37,8 +37,8 @@ def make_sample(key: str, size: int) -> shards.Sample:
 @pytest.mark.parametrize("sizes", [[], [0], [1], [511, 512, 513], [5000, 0, 3]])
 def test_a_shard_is_a_tar_that_tarfile_reads(sizes):
     samples = [make_sample(f"k-{i}", size) for i, size in enumerate(sizes)]
-    data, places = shards.build_shard(samples)
-    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+    parts, places = shards.build_shard(samples)
+    with tarfile.open(fileobj=io.BytesIO(b"".join(parts))) as tar:
         found = {member.name: tar.extractfile(member).read() for member in tar}
     expected = {}
     for sample in samples:
