@@ -14,6 +14,7 @@ import operator
 import re
 import subprocess
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -70,9 +71,7 @@ class GroupRecord(msgspec.Struct, frozen=True):
     shards: list[ShardEntry]
     index: list[list[Any]]  # columns of shards.INDEX_SCHEMA
     rejects: list[list[Any]]  # columns of dataset.REJECTS
-    pictures: int  # pictures that gave chips
-    annotations: int  # and their annotations
-    pixels: int  # of all chips' content
+    used: dict[str, int]  # pictures that gave chips, their annotations, pixels of chips' content
 
 
 def open_job(run: Folder, kind: str, record: PlanRecord, recipe: Recipe) -> Job:
@@ -137,11 +136,12 @@ def write_groups(
     with ThreadPoolExecutor(1) as flusher:
         pending: tuple[int, Future] | None = None
         for group in groups:
-            made = maker.make(group, on_pictures)
+            # nobody but the flusher holds a group once it is made, so it is freed when written
+            future = flusher.submit(_flush, job, group, maker.make(group, on_pictures))
             if pending:
                 pending[1].result()
                 yield pending[0]
-            pending = group, flusher.submit(_flush, job, group, made)
+            pending = group, future
         if pending:
             pending[1].result()
             yield pending[0]
@@ -155,14 +155,18 @@ def finish(job: Job) -> Manifest:
             f"{job.folder}: {len(missing)} of {len(job.groups)} groups are not written, the first "
             f"is {missing[0]}; run write again, or the part that holds it (group % parts)"
         )
-    records = [_read_record(job, g) for g in range(len(job.groups))]
-    index = _stack([r.index for r in records], shards.INDEX_SCHEMA)
-    rejects = pa.concat_tables(
-        [
-            read_table(job.run.sub("plan"), "rejects.parquet"),
-            _stack([r.rejects for r in records], REJECTS),
-        ]
-    )
+    entries: list[ShardEntry] = []
+    used: Counter[str] = Counter()
+    indexes = [shards.INDEX_SCHEMA.empty_table()]
+    rejects = [read_table(job.run.sub("plan"), "rejects.parquet")]
+    for group in range(len(job.groups)):  # Arrow at once: rows of Python objects take ten times it
+        record = _read_record(job, group)
+        entries += record.shards
+        used.update(record.used)
+        indexes.append(_table(record.index, shards.INDEX_SCHEMA))
+        rejects.append(_table(record.rejects, REJECTS))
+    index = pa.concat_tables(indexes).combine_chunks()
+    rejects = pa.concat_tables(rejects).combine_chunks()
     index_bytes, rejects_bytes = table_bytes(index), table_bytes(rejects)
     recipe = dataclasses.asdict(job.recipe)
     manifest = Manifest(
@@ -173,8 +177,8 @@ def finish(job: Job) -> Manifest:
         recipe_hash=digest(job.recipe),
         content_hash=job.content_hash,
         classes=job.record.classes,
-        counts=_counts(job, records, index, rejects),
-        shards=[shard for r in records for shard in r.shards],
+        counts=_counts(job, used, index, rejects),
+        shards=entries,
         index_sha256=hashlib.sha256(index_bytes).hexdigest(),
         rejects_sha256=hashlib.sha256(rejects_bytes).hexdigest(),
     )
@@ -191,9 +195,7 @@ class _Made:
 
     samples: list[Sample]  # in the order of the shards
     rejects: pa.Table
-    pictures: int  # that gave chips
-    annotations: int  # of those pictures
-    pixels: int  # of all chips' content
+    used: Counter[str]  # as in GroupRecord
 
 
 class _Maker:
@@ -212,7 +214,7 @@ class _Maker:
         chips = read_rows(self.chips, first_chip, last_chip).to_pylist()
         pictures = enumerate(annotations.each(), first)
         samples, rejects = [], []
-        used = [0, 0, 0]  # pictures, annotations, pixels
+        used: Counter[str] = Counter()
         for row, of_picture in itertools.groupby(chips, key=operator.itemgetter("picture")):
             picture = next(picture for place, picture in pictures if place == row)
             try:
@@ -225,17 +227,17 @@ class _Maker:
             on_pictures(1)
         order = spread(samples, self.job.recipe.chips.seed)
         table = pa.concat_tables([REJECTS.empty_table(), *rejects])
-        return _Made([samples[i] for i in order], table, *used)
+        return _Made([samples[i] for i in order], table, used)
 
-    def _samples(self, picture: Picture, chips: list[dict], used: list[int]) -> list[Sample]:
-        """Cut one picture, and add to what is used of pictures, annotations and pixels."""
+    def _samples(self, picture: Picture, chips: list[dict], used: Counter[str]) -> list[Sample]:
+        """Cut one picture, and add to what is used."""
         recipe = self.job.recipe
         folder = self.roots[picture.entry["root"]]
         pixels = read_pixels(picture, folder, recipe.shards.max_megapixels)
         samples = [make_sample(picture, pixels, chip, self.job.kind, recipe) for chip in chips]
-        used[0] += 1
-        used[1] += len(picture.boxes)
-        used[2] += sum(chip["width"] * chip["height"] for chip in chips)
+        used["pictures"] += 1
+        used["annotations"] += len(picture.boxes)
+        used["pixels"] += sum(chip["width"] * chip["height"] for chip in chips)
         return samples
 
 
@@ -345,9 +347,7 @@ def _flush(job: Job, group: int, made: _Made) -> None:
         shards=entries,
         index=[list(column) for column in zip(*rows, strict=True)],
         rejects=[column.to_pylist() for column in made.rejects.columns],
-        pictures=made.pictures,
-        annotations=made.annotations,
-        pixels=made.pixels,
+        used=dict(made.used),
     )
     job.folder.write(job.record_name(group), msgspec.json.encode(record))
 
@@ -386,27 +386,19 @@ def _sweep(folder: Folder, listed: set[str]) -> None:
             folder.remove(name)
 
 
-def _stack(parts: list[list[list[Any]]], schema: pa.Schema) -> pa.Table:
-    """Join the columns of all groups."""
-    tables = [
-        pa.Table.from_arrays(
-            [pa.array(column, field.type) for column, field in zip(part, schema, strict=True)],
-            schema=schema,
-        )
-        for part in parts
-        if part
-    ]
-    return pa.concat_tables([schema.empty_table(), *tables]).combine_chunks()
+def _table(columns: list[list[Any]], schema: pa.Schema) -> pa.Table:
+    """Make a table of the columns of a record; a group without rows has no columns."""
+    if not columns:
+        return schema.empty_table()
+    arrays = [pa.array(c, field.type) for c, field in zip(columns, schema, strict=True)]
+    return pa.Table.from_arrays(arrays, schema=schema)
 
 
-def _counts(
-    job: Job, records: list[GroupRecord], index: pa.Table, rejects: pa.Table
-) -> dict[str, Any]:
-    """Account for every picture and annotation of the input: used, waiting or rejected."""
+def _counts(job: Job, used: Counter[str], index: pa.Table, rejects: pa.Table) -> dict[str, Any]:
+    """Account for every picture and annotation of the input: used, without chips or rejected."""
     rejected_pictures = rejects["annotation_id"].null_count
     rejected_annotations = rejects.num_rows - rejected_pictures
-    pictures = sum(r.pictures for r in records)
-    annotations = sum(r.annotations for r in records)
+    pictures, annotations = used["pictures"], used["annotations"]
     listed = job.record.listed
     levels = np.bincount(index["level"].to_numpy(), minlength=len(job.recipe.chips.levels))
     return {
@@ -424,7 +416,7 @@ def _counts(
         },
         "chips": index.num_rows,
         "chips_by_level": levels.tolist(),
-        "content_pixels": sum(r.pixels for r in records),
+        "content_pixels": used["pixels"],
     }
 
 

@@ -253,10 +253,19 @@ def _verify_shard(
 
 def _header(name: str, size: int) -> bytes:
     """Write a ustar header; tarfile's own takes 16 us, a tenth of what a small chip costs."""
-    owner_and_time = b"0000644\0%07o\0%07o\0%011o\0%011o\0" % (0, 0, size, 0)
-    head = name.encode("ascii").ljust(100, b"\0") + owner_and_time + b" " * 8 + b"0"
-    block = (head + bytes(100) + b"ustar\x0000").ljust(BLOCK, b"\0")
-    return block[:148] + b"%06o\0 " % sum(block) + block[156:]
+    encoded, digits = name.encode("ascii"), b"%011o" % size
+    block = bytearray(_BLANK)
+    block[: len(encoded)] = encoded
+    block[124:135] = digits
+    block[148:154] = b"%06o" % (_BLANK_SUM + sum(encoded) + sum(digits))
+    return bytes(block)
+
+
+def _blank_header() -> bytes:
+    """Lay out a header without name and size, its checksum as blanks."""
+    owner_and_time = b"0000644\0%07o\0%07o\0%s%011o\0" % (0, 0, bytes(12), 0)
+    head = bytes(100) + owner_and_time + b" " * 8 + b"0"
+    return (head + bytes(100) + b"ustar\x0000").ljust(BLOCK, b"\0")
 
 
 def _padding(size: int) -> bytes:
@@ -275,3 +284,7 @@ def _member(data: bytes, suffix: str) -> tuple[str, bytes, bytes]:
     if end > len(data):
         raise ValueError(f"member {info.name!r} is cut off")
     return info.name[: -len(suffix)], data[BLOCK:end], data[end + -end % BLOCK :]
+
+
+_BLANK_SUM = sum(_blank_header())  # a checksum is taken with its own field as blanks
+_BLANK = _blank_header()[:154] + b"\0" + _blank_header()[155:]
