@@ -35,10 +35,19 @@ class LocalFolder:
 
     def read(self, name: str, start: int = 0, length: int | None = None) -> bytes:
         """Read a file, or `length` bytes of it from `start` on."""
-        with (self.path / name).open("rb", buffering=0) as file:
-            if start:
-                file.seek(start)
-            return file.readall() if length is None else file.read(length)
+        # bare system calls: a file object costs as much as reading a small picture
+        handle = os.open(f"{self.path}/{name}", os.O_RDONLY)
+        try:
+            if length is None:
+                length = max(os.fstat(handle).st_size - start, 0)
+            data = os.pread(handle, length, start)
+            while len(data) < length and (
+                more := os.pread(handle, length - len(data), start + len(data))
+            ):
+                data += more  # the system gives at most 2 GB at a time
+            return data
+        finally:
+            os.close(handle)
 
     def write(self, name: str, *parts: bytes) -> None:
         """Write a file whole or not at all: temporary name, sync, rename, sync of the folder."""
