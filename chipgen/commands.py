@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
-from chipgen import dataset, pipeline, pool, shards
+from chipgen import dataset, making, pipeline, pool, shards
 from chipgen import negatives as negatives_module
 from chipgen import run as run_folder
 from chipgen import show as drawing
@@ -113,8 +113,10 @@ def _write_kind(args: argparse.Namespace, job: pipeline.Job) -> None:
         if args.part:
             part, parts = args.part
             groups = [group for group in groups if group % parts == part]
-        total = int((job.groups[groups, 1] - job.groups[groups, 0]).sum())
-        with tqdm(total=total, unit=" pictures", desc=f"{job.kind} chips", miniters=1) as bar:
+        total = int(job.groups[groups, 4].sum())
+        with tqdm(
+            total=total, unit=" pictures", desc=f"{job.kind} chips", disable=not groups
+        ) as bar:
             pool.run(job, groups, args.workers, bar.update)
     if args.part and not args.finish:
         log.info("%s chips: part %d/%d is written; then: --finish", job.kind, *args.part)
@@ -180,7 +182,7 @@ def show(args: argparse.Namespace) -> int:
         chips = {kind: _of_picture(table, row) for kind, table in planned.chips.items()}
         try:
             folder = folders[entry["root"]]
-            pixels = pipeline.read_pixels(picture, folder, recipe.shards.max_megapixels)
+            pixels = making.read_pixels(picture, folder, recipe.shards.max_megapixels)
         except PictureError as error:
             log.info("show: %s is left out: %s", entry["file"], error)
             continue
@@ -192,7 +194,7 @@ def show(args: argparse.Namespace) -> int:
         )
         for kind, table in chips.items():
             samples[kind] += [
-                shards.read_back(pipeline.make_sample(picture, pixels, chip, kind, recipe))
+                shards.read_back(making.make_sample(picture, pixels, chip, kind, recipe))
                 for chip in table.to_pylist()
             ]
         drawn += 1

@@ -15,6 +15,7 @@ from chipgen.resample import resample
 
 INSIDE = 1.0  # canvas px: a box cut by less than this counts as whole
 DECIMALS = 5  # of stored box coordinates: exact to 1e-3 picture px down to a factor of 0.005
+THINNEST = 2 * 10.0**-DECIMALS  # chip px: a thinner slip of a box would be rounded to nothing
 
 
 @dataclass(frozen=True)
@@ -62,11 +63,11 @@ def chip_boxes(boxes, scale_x, scale_y, x, y, width, height):
     for i in range(len(boxes)):
         x1, y1 = boxes[i, 0] * scale_x - x, boxes[i, 1] * scale_y - y
         x2, y2 = boxes[i, 2] * scale_x - x, boxes[i, 3] * scale_y - y
-        if x2 <= 0 or y2 <= 0 or x1 >= width or y1 >= height:
-            continue
-        inside[m] = min(x1, y1) >= -INSIDE and x2 <= width + INSIDE and y2 <= height + INSIDE
         out[m, 0], out[m, 1] = max(x1, 0.0), max(y1, 0.0)
         out[m, 2], out[m, 3] = min(x2, float(width)), min(y2, float(height))
+        if out[m, 2] - out[m, 0] < THINNEST or out[m, 3] - out[m, 1] < THINNEST:
+            continue
+        inside[m] = min(x1, y1) >= -INSIDE and x2 <= width + INSIDE and y2 <= height + INSIDE
         rows[m] = i
         m += 1
     return rows[:m], out[:m], inside[:m]

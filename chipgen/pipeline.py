@@ -1,4 +1,4 @@
-"""Pictures -> chips -> shards, with a pool of processes, by parts, and resumable.
+"""Samples -> shards, group by group: resumable, by parts, and the same bytes whoever writes.
 
 The unit of work is a group: some pictures in a row whose chips fill a few shards together. A
 finished group leaves its shards and, written last, a record in groups/; `finish` turns all records
@@ -7,13 +7,10 @@ so it does not matter who writes it, or how often it was begun before.
 """
 
 import dataclasses
-import errno
 import hashlib
 import itertools
-import operator
 import re
 import subprocess
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,23 +22,20 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
-from chipgen import codec, cut, draws, shards
-from chipgen.dataset import REJECTS, Picture, reject_pictures
-from chipgen.errors import PictureError, Refusal
+from chipgen import shards
+from chipgen.dataset import REJECTS
+from chipgen.errors import Refusal
+from chipgen.making import Made, Maker
 from chipgen.recipe import digest
-from chipgen.run import PlanRecord, Reader, Recipe, encode_json, read_negative_record
-from chipgen.shards import Chip, Manifest, Sample, ShardEntry
+from chipgen.run import PlanRecord, Recipe, encode_json, read_negative_record
+from chipgen.shards import Manifest, ShardEntry
 from chipgen.storage import (
     TEMPORARY,
     Folder,
-    open_folder,
     open_table,
-    read_rows,
     read_table,
     table_bytes,
 )
-
-SPREAD = 1 << 22  # stream of draws: the order of a group's chips
 
 
 @dataclass(frozen=True)
@@ -53,7 +47,7 @@ class Job:
     recipe: Recipe
     record: PlanRecord
     content_hash: str
-    groups: np.ndarray  # (G, 4) int64: first and end row of pictures, first and end row of chips
+    groups: np.ndarray  # (G, 5) int64: see make_groups
 
     @property
     def folder(self) -> Folder:
@@ -95,13 +89,17 @@ def open_job(run: Folder, kind: str, record: PlanRecord, recipe: Recipe) -> Job:
 
 
 def make_groups(pictures: np.ndarray, chips_per_group: int) -> np.ndarray:
-    """Cut chips, given the ascending picture row of each, into groups of whole pictures."""
+    """Cut chips, given the ascending picture row of each, into groups of whole pictures.
+
+    Returns (G, 5): first and end row of pictures, first and end row of chips, pictures with chips.
+    """
     if not len(pictures):
-        return np.zeros((0, 4), np.int64)
+        return np.zeros((0, 5), np.int64)
     first_chip = np.searchsorted(pictures, pictures)  # of the same picture
     starts = np.flatnonzero(np.diff(first_chip // chips_per_group, prepend=-1))
     ends = np.append(starts[1:], len(pictures))
-    return np.stack([pictures[starts], pictures[ends - 1] + 1, starts, ends], axis=1)
+    counts = np.add.reduceat(np.diff(pictures, prepend=-1) > 0, starts, dtype=np.int64)
+    return np.stack([pictures[starts], pictures[ends - 1] + 1, starts, ends, counts], axis=1)
 
 
 def is_finished(job: Job) -> bool:
@@ -129,15 +127,20 @@ def write_groups(
 ) -> Iterator[int]:
     """Write groups one after the other, yielding each when it is on disk.
 
-    Syncing a group's shards takes a quarter of the time of making them, so it is left to a thread
-    while the next group is being made.
+    Hashing a group's shards and waiting for the disk is left to a thread while the next group is
+    being made.
     """
-    maker = _Maker(job)
+    maker = Maker(job.run, job.kind, job.record, job.recipe)
+
+    def make(group: int) -> Made:
+        first, last, first_chip, last_chip, _ = job.groups[group].tolist()
+        return maker.make((first, last), (first_chip, last_chip), on_pictures)
+
     with ThreadPoolExecutor(1) as flusher:
         pending: tuple[int, Future] | None = None
         for group in groups:
             # nobody but the flusher holds a group once it is made, so it is freed when written
-            future = flusher.submit(_flush, job, group, maker.make(group, on_pictures))
+            future = flusher.submit(_flush, job, group, make(group))
             if pending:
                 pending[1].result()
                 yield pending[0]
@@ -189,141 +192,7 @@ def finish(job: Job) -> Manifest:
     return manifest
 
 
-@dataclass(frozen=True)
-class _Made:
-    """A group before it is on disk."""
-
-    samples: list[Sample]  # in the order of the shards
-    rejects: pa.Table
-    used: Counter[str]  # as in GroupRecord
-
-
-class _Maker:
-    """Makes the samples of groups; holds the open tables of the plan."""
-
-    def __init__(self, job: Job):
-        self.job = job
-        self.reader = Reader(job.run)
-        self.chips = open_table(job.run.sub("plan"), f"{job.kind}.parquet")
-        self.roots = [open_folder(root) for root in job.record.roots]
-
-    def make(self, group: int, on_pictures: Callable[[int], None]) -> _Made:
-        """Make a group: each picture is decoded once, then cut into all of its chips."""
-        first, last, first_chip, last_chip = self.job.groups[group].tolist()
-        annotations = self.reader.annotations(first, last, self.job.record)
-        chips = read_rows(self.chips, first_chip, last_chip).to_pylist()
-        pictures = enumerate(annotations.each(), first)
-        samples, rejects = [], []
-        used: Counter[str] = Counter()
-        for row, of_picture in itertools.groupby(chips, key=operator.itemgetter("picture")):
-            picture = next(picture for place, picture in pictures if place == row)
-            try:
-                samples += self._samples(picture, list(of_picture), used)
-            except PictureError as error:
-                rejects.append(reject_pictures([picture], error.reason, error.detail))
-            except Exception as error:
-                error.add_note(f"while cutting picture {picture.entry['file']}")
-                raise
-            on_pictures(1)
-        order = spread(samples, self.job.recipe.chips.seed)
-        table = pa.concat_tables([REJECTS.empty_table(), *rejects])
-        return _Made([samples[i] for i in order], table, used)
-
-    def _samples(self, picture: Picture, chips: list[dict], used: Counter[str]) -> list[Sample]:
-        """Cut one picture, and add to what is used."""
-        recipe = self.job.recipe
-        folder = self.roots[picture.entry["root"]]
-        pixels = read_pixels(picture, folder, recipe.shards.max_megapixels)
-        samples = [make_sample(picture, pixels, chip, self.job.kind, recipe) for chip in chips]
-        used["pictures"] += 1
-        used["annotations"] += len(picture.boxes)
-        used["pixels"] += sum(chip["width"] * chip["height"] for chip in chips)
-        return samples
-
-
-def read_pixels(picture: Picture, folder: Folder, max_megapixels: float) -> np.ndarray:
-    """Read and decode a picture; only a fault of its own raises PictureError."""
-    row = picture.entry
-    try:
-        data = folder.read(row["file"])
-    except OSError as error:
-        broken = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
-        if isinstance(error, broken) or error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
-            raise PictureError("missing_file", error.strerror or str(error)) from error
-        raise Refusal(
-            f"picture {folder}/{row['file']}: {error}; that is the storage and not the "
-            f"picture, so it is not rejected; run the same command again to go on"
-        ) from error
-    return codec.decode(data, (row["width"], row["height"]), int(max_megapixels * 1e6))
-
-
-def make_sample(
-    picture: Picture, pixels: np.ndarray, chip: dict[str, int], kind: str, recipe: Recipe
-) -> Sample:
-    """Cut one chip (a row of plan.CHIPS) out of a decoded picture."""
-    row = picture.entry
-    level = recipe.chips.levels[chip["level"]]
-    canvas = chip["canvas_width"], chip["canvas_height"]
-    window = chip["x"], chip["y"], chip["width"], chip["height"]
-    factor = canvas[0] / row["width"], canvas[1] / row["height"]
-    stored = cut.stored_pixels(pixels, canvas, window, recipe.shards.store)
-    rows, boxes, inside = cut.chip_boxes(picture.boxes, *factor, *window)
-    low, high = level.range
-    wanted = (low <= picture.sizes[rows]) & (picture.sizes[rows] < high)
-    crowd = picture.crowd[rows]
-    record = Chip(
-        picture_id=row["picture_id"],
-        split=row["split"],
-        file=row["file"],
-        picture_size=(row["width"], row["height"]),
-        kind=kind,
-        level=chip["level"],
-        factor=factor,
-        canvas_size=canvas,
-        window=window,
-        stored_size=stored.pixels.shape[::-1],
-        stored_scale=stored.scale,
-        stored_offset=stored.offset,
-        valid_range=cut.valid_range(level, factor),
-        boxes=boxes.round(cut.DECIMALS).tolist(),
-        labels=picture.labels[rows].tolist(),
-        valid=(inside & wanted & ~crowd).tolist(),
-        crowd=crowd.tolist(),
-    )
-    key = shards.key_of(
-        row["split"], row["picture_id"], kind, chip["level"], *window[:2], chip["round"]
-    )
-    return Sample(
-        key=key,
-        jpg=codec.encode_jpeg(stored.pixels, recipe.shards.quality),
-        json=msgspec.json.encode(record),
-        picture_id=row["picture_id"],
-        level=chip["level"],
-        round=chip["round"],
-        rounds=chip["rounds"],
-    )
-
-
-def spread(samples: list[Sample], seed: int) -> np.ndarray:
-    """Order a group's samples so that those of one picture lie evenly apart, (C,) int64.
-
-    The n chips of a picture take the places (k + u) / n of the group in random order, with one
-    random u a picture: they are spread over all of the group's shards, and not side by side.
-    """
-    if not samples:
-        return np.zeros(0, np.int64)
-    pictures = np.array([s.picture_id for s in samples], dtype=np.int64)
-    keys = np.array([zlib.crc32(s.key.encode()) for s in samples], dtype=np.int64)
-    order = np.lexsort([draws.uniform(seed, keys, SPREAD), pictures])
-    pictures = pictures[order]
-    first = np.searchsorted(pictures, pictures)
-    count = np.searchsorted(pictures, pictures, side="right") - first
-    shift = draws.uniform(seed, pictures, SPREAD + 1)
-    places = (np.arange(len(samples)) - first + shift) / count
-    return order[np.argsort(places, kind="stable")]
-
-
-def _flush(job: Job, group: int, made: _Made) -> None:
+def _flush(job: Job, group: int, made: Made) -> None:
     """Write a group's shards, and its record last."""
     count = job.recipe.shards.shards_per_group
     edges = [len(made.samples) * i // count for i in range(count + 1)]

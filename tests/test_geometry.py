@@ -6,7 +6,7 @@ import reference
 
 from chipgen import boxes as box_math
 from chipgen.codec import pack, unpack
-from chipgen.cut import DECIMALS, chip_boxes, stored_pixels, valid_range
+from chipgen.cut import DECIMALS, THINNEST, chip_boxes, stored_pixels, valid_range
 from chipgen.plan import ChipSettings, canvases_of
 from chipgen.pyramid import Level, canvas_scales, canvas_sizes, in_range
 
@@ -305,9 +305,9 @@ def test_boxes_of_a_chip_are_those_of_loops():
         for i, box in enumerate(boxes.tolist()):
             x1, x2 = (v * float(scale[0]) - corner[0] for v in box[::2])
             y1, y2 = (v * float(scale[1]) - corner[1] for v in box[1::2])
-            if x2 > 0 and y2 > 0 and x1 < size[0] and y1 < size[1]:
+            moved = max(x1, 0), max(y1, 0), min(x2, size[0]), min(y2, size[1])
+            if min(moved[2] - moved[0], moved[3] - moved[1]) >= THINNEST:
                 whole = min(x1, y1, size[0] - x2, size[1] - y2) >= -1
-                moved = max(x1, 0), max(y1, 0), min(x2, size[0]), min(y2, size[1])
                 expected.append((i, whole, moved))
                 seen.add(whole)
         assert rows.tolist() == [row for row, _, _ in expected]

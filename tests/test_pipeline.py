@@ -15,7 +15,7 @@ import pytest
 
 from chipgen import pipeline, shards
 from chipgen.__main__ import main
-from chipgen.storage import open_folder, read_table
+from chipgen.storage import LocalFolder, open_folder, read_table
 
 
 def tree(folder: Path) -> dict[str, str]:
@@ -208,7 +208,7 @@ def test_unfinished_shards_of_another_recipe_are_refused(undisturbed, capsys):
 def test_a_storage_error_stops_the_run_and_rejects_nothing(undisturbed, capsys, monkeypatch):
     tmp_path, expected = undisturbed
     run = planned(tmp_path, "flaky")
-    read = pipeline.open_folder("x").__class__.read
+    read = LocalFolder.read
     failures = iter([True])
 
     def flaky(self, name, start=0, length=None):
@@ -233,7 +233,8 @@ def test_groups_hold_whole_pictures_and_every_chip_once(per_group):
     assert groups[0, 2] == 0
     assert groups[-1, 3] == len(pictures)
     assert (groups[1:, 2] == groups[:-1, 3]).all()
-    for first, last, start, end in groups:
+    assert groups[:, 4].sum() == len(set(pictures.tolist()))
+    for first, last, start, end, _ in groups:
         assert set(pictures[start:end]) <= set(range(first, last))
         assert start == 0 or pictures[start - 1] < first
     largest = np.bincount(pictures).max()
