@@ -141,13 +141,14 @@ def build_shard(samples: list[Sample]) -> tuple[list[bytes], list[tuple[int, int
     parts, places = [], []
     offset = 0
     for sample in samples:
-        start, crc = offset, 0
-        for suffix, body in (("jpg", sample.jpg), ("json", sample.json)):
-            for part in (_header(f"{sample.key}.{suffix}", len(body)), body, _padding(len(body))):
-                parts.append(part)
-                crc = zlib.crc32(part, crc)
-                offset += len(part)
-        places.append((start, offset - start, crc))
+        head = _header(f"{sample.key}.jpg", len(sample.jpg))
+        json_head = _header(f"{sample.key}.json", len(sample.json))
+        tail = _padding(len(sample.jpg)) + json_head + sample.json + _padding(len(sample.json))
+        crc = zlib.crc32(tail, zlib.crc32(sample.jpg, zlib.crc32(head)))
+        length = len(head) + len(sample.jpg) + len(tail)
+        parts += (head, sample.jpg, tail)
+        places.append((offset, length, crc))
+        offset += length
     parts.append(bytes(2 * BLOCK))  # tar's end mark
     return parts, places
 
