@@ -51,6 +51,11 @@ def plan(args: argparse.Namespace) -> int:
                 run.write("plan/plan.json", run_folder.encode_json(current))
             log.info("plan: up to date (%s)", run)
             return 0
+    if run.sub("shards").names():
+        raise Refusal(
+            f"{run}: holds the shards of another recipe or data; delete {run.sub('shards')}, or "
+            f"choose another run folder"
+        )
     planned = _plan_of_data(args, recipe)
     run_folder.save_plan(run, inputs, planned.annotations, recipe, planned.chips["positive"])
     _report(args, figures.of_plan(planned.annotations, recipe.chips, planned.chips))

@@ -193,6 +193,11 @@ def test_other_shard_settings_are_refused_by_a_folder_that_holds_shards(undistur
     assert "holds the shards of another recipe" in capsys.readouterr().err
     assert main([*arguments, "--set", "chips.stride=8"]) == 1
     assert "planned with other [chips]" in capsys.readouterr().err
+    plans = tree(tmp_path / "one/plan")
+    other = ["plan", str(tmp_path / "one"), "--data", str(tmp_path / "data")]
+    assert main(other) == 1
+    assert "holds the shards of another recipe" in capsys.readouterr().err
+    assert tree(tmp_path / "one/plan") == plans
     assert tree(tmp_path / "one/shards") == expected
 
 
