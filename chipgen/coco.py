@@ -1,6 +1,6 @@
 """Reads a COCO json: one pass that builds only the fields that are used.
 
-A segmentation is two thirds of COCO's bytes and is skipped while parsing; every other field may
+Segmentations, most of a COCO json, are skipped while parsing; every other field may
 be of the wrong type, which is found out later, entry by entry.
 """
 

@@ -256,7 +256,7 @@ def _between(low, high, place):
 
 @njit(cache=True, nogil=True)
 def _drop_redundant(edges, chip, out, chosen):
-    """Drop chips whose boxes the others hold too (1 in 170 on COCO boxes); returns what is left."""
+    """Drop chips whose boxes the others hold too; returns how many are left."""
     holders = np.zeros(len(edges), np.int64)
     for c in range(chosen):
         for i in range(len(edges)):

@@ -162,7 +162,7 @@ def finish(job: Job) -> Manifest:
     used: Counter[str] = Counter()
     indexes = [shards.INDEX_SCHEMA.empty_table()]
     rejects = [read_table(job.run.sub("plan"), "rejects.parquet")]
-    for group in range(len(job.groups)):  # Arrow at once: rows of Python objects take ten times it
+    for group in range(len(job.groups)):  # Arrow at once: Python objects are far larger
         record = _read_record(job, group)
         entries += record.shards
         used.update(record.used)
