@@ -133,6 +133,8 @@ def make_sample(
         json=msgspec.json.encode(record),
         picture_id=row["picture_id"],
         level=chip["level"],
+        width=chip["width"],
+        height=chip["height"],
         round=chip["round"],
         rounds=chip["rounds"],
     )

@@ -209,7 +209,10 @@ def _flush(job: Job, group: int, made: Made) -> None:
         size = sum(map(len, parts))
         entries.append(ShardEntry(name, size, end - start, state.hexdigest()))
         rows += [
-            (s.key, name, *place, s.picture_id, job.kind, s.level, s.round, s.rounds)
+            (
+                *(s.key, name, *place, s.picture_id, job.kind, s.level),
+                *(s.width, s.height, s.round, s.rounds),
+            )
             for s, place in zip(made.samples[start:end], places, strict=True)
         ]
     record = GroupRecord(

@@ -20,7 +20,7 @@ import pyarrow as pa
 from chipgen.errors import Refusal
 from chipgen.storage import Folder, read_table
 
-FORMAT = 1
+FORMAT = 2
 BLOCK = 512  # bytes: tar's unit
 MANIFEST, INDEX, REJECTS = "manifest.json", "index.parquet", "rejects.parquet"
 
@@ -34,6 +34,8 @@ INDEX_SCHEMA = pa.schema(
         "picture_id": pa.int64(),
         "kind": pa.string(),
         "level": pa.int16(),
+        "width": pa.int32(),  # of the window on the canvas, in canvas px
+        "height": pa.int32(),
         "round": pa.int32(),  # an epoch uses the samples with epoch % rounds == round
         "rounds": pa.int32(),
     }
@@ -117,6 +119,8 @@ class Sample(msgspec.Struct, frozen=True):
     json: bytes
     picture_id: int
     level: int
+    width: int
+    height: int
     round: int
     rounds: int
 

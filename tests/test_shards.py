@@ -31,7 +31,7 @@ def samples_of(folder: LocalFolder):
 
 
 def make_sample(key: str, size: int) -> shards.Sample:
-    return shards.Sample(key, b"j" * size, b"{}" * (size % 7), 1, 0, 0, 1)
+    return shards.Sample(key, b"j" * size, b"{}" * (size % 7), 1, 0, 8, 8, 0, 1)
 
 
 @pytest.mark.parametrize("sizes", [[], [0], [1], [511, 512, 513], [5000, 0, 3]])
