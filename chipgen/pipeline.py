@@ -175,7 +175,7 @@ def finish(job: Job) -> Manifest:
     manifest = Manifest(
         format=shards.FORMAT,
         kind=job.kind,
-        commit=_commit(),
+        commit=commit(),
         recipe=recipe,
         recipe_hash=digest(job.recipe),
         content_hash=job.content_hash,
@@ -292,7 +292,7 @@ def _counts(job: Job, used: Counter[str], index: pa.Table, rejects: pa.Table) ->
     }
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """Give the commit of this code, marked when it was changed since; None outside git."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
     try:

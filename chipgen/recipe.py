@@ -19,7 +19,7 @@ import msgspec
 from chipgen.errors import Refusal
 
 # Each package reads its own sections and passes over the others', yet a typo is still caught.
-SECTIONS = ("chips", "negatives", "shards")
+SECTIONS = ("chips", "negatives", "shards", "model", "labels", "augment", "feedback", "train")
 SHIPPED = Path(__file__).resolve().parent.parent / "scripts" / "recipes"
 
 

@@ -1,0 +1,1 @@
+"""Shards of chips in, a detector out."""

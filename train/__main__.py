@@ -1,0 +1,111 @@
+"""Command line of the trainer: parse, build, run, report."""
+
+import argparse
+import dataclasses
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from chipgen import shards
+from chipgen.errors import Refusal
+from chipgen.pipeline import commit
+from chipgen.storage import LocalFolder
+
+log = logging.getLogger("train")
+
+REQUEUE = 75  # exit code: stopped by a signal with a checkpoint written; run it again
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train; returns the exit code."""
+    args = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        return run(args)
+    except (Refusal, OSError) as error:
+        print(f"train: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\ntrain: stopped; go on from the last checkpoint with --resume", file=sys.stderr)
+        return 130
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train as the arguments say."""
+    from train import checkpoint, loop  # torch takes seconds, and --help needs none of it
+    from train.order import find_sets, open_index
+    from train.processes import joined
+    from train.settings import load_recipe
+
+    recipe = load_recipe(args.recipe, args.overrides)
+    sets = find_sets(args.shards or f"{args.run}/shards")
+    index = open_index(sets)
+    manifests = [shards.read_manifest(one) for one in sets]
+    about: dict[str, Any] = {
+        "recipe": _plain(recipe),
+        "chips": manifests[0].recipe,
+        "shards": [manifest.content_hash for manifest in manifests],
+        "classes": list(index.classes),
+        "commit": commit(),
+    }
+    folder = LocalFolder(Path(args.run) / ("rpn" if recipe.train.task == "rpn" else "train"))
+    with joined() as processes:
+        if recipe.train.batch < processes.world:
+            raise Refusal(f"train.batch = {recipe.train.batch}, but {processes.world} processes")
+        state = checkpoint.load_last(folder.sub("checkpoints"))
+        if state:
+            differing = loop.same_run(state, about)
+            if differing:
+                raise Refusal(
+                    f"{folder}: holds a run that differs in {', '.join(differing)}; delete that "
+                    f"folder, or choose another run folder"
+                )
+            if state["done"] and state["place"][0] >= recipe.train.length:
+                if processes.rank == 0:
+                    log.info("up to date: %s, step %d", folder, state["step"])
+                return 0
+            if not args.resume:
+                raise Refusal(f"{folder}: holds a run; go on with --resume, or delete that folder")
+            if processes.rank == 0:
+                log.info("going on from step %d, epoch %d", state["step"], state["place"][0])
+        ended = loop.train(folder, index, recipe, about, processes, state)
+    if ended == loop.STOPPED:
+        log.info("stopped by a signal; a checkpoint is written (exit code %d: run again)", REQUEUE)
+        return REQUEUE
+    return 0
+
+
+def _plain(recipe: Any) -> dict[str, Any]:
+    """Turn a recipe into what both TOML and a checkpoint can hold."""
+    return msgspec.json.decode(msgspec.json.encode(dataclasses.asdict(recipe)))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m train",
+        description="Train a detector on the shards of a run folder.",
+        epilog="example: torchrun --nproc-per-node 8 -m train runs/coco --recipe coco-r50 --resume",
+    )
+    parser.add_argument("run", help="run folder; RUN/train (or RUN/rpn) is written")
+    parser.add_argument("--recipe", required=True, help="recipe file, or the name of a shipped one")
+    parser.add_argument("--shards", help="folder or URL of the shards (default: RUN/shards)")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="overrides",
+        help="override one key of the recipe, such as train.epochs=2; may be repeated",
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="go on from the last checkpoint, if there is one"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,178 @@
+"""Labels by the rules of SNIP, SNIPER and AutoFocus, for a whole batch at once.
+
+b canvases, A anchors, P proposals or RoIs of a canvas, G boxes of a canvas (padded), k chips of
+a canvas; boxes (.., 4) float32 xyxy, half-open. Labels: -1 ignore, 0 background, above: object.
+"""
+
+import itertools
+from dataclasses import dataclass
+
+import torch
+
+from train.warp import Targets
+
+BOXES_AT_ONCE = 32  # bounds the memory of comparing all anchors with 900 boxes
+NEAR = 1e-4  # relative: overlaps that differ by less count as equal, on any device
+
+
+@dataclass(frozen=True)
+class LabelSettings:
+    """What counts as what; sizes are sqrt(area) in canvas px."""
+
+    anchor_positive: float = 0.7  # IoU with a valid box from which on an anchor is positive
+    anchor_negative: float = 0.3  # and below which it is background
+    anchor_invalid: float = 0.3  # overlap with an invalid box above which it is ignored
+    anchors: int = 256  # that count towards the loss, of a canvas
+    anchors_positive: int = 128  # of them positive, at most
+    proposal_positive: float = 0.5  # IoU from which on a proposal is an object
+    focus_low: float = 5.0  # boxes above this and below focus_high make FocusPixels
+    focus_high: float = 64.0
+    focus_ignore: float = 90.0  # boxes from focus_high to this make ignored ones
+
+    def __post_init__(self):
+        if not 0 <= self.anchor_negative <= self.anchor_positive <= 1:
+            raise ValueError("0 <= anchor_negative <= anchor_positive <= 1 must hold")
+        if not 0 < self.anchors_positive <= self.anchors:
+            raise ValueError("0 < anchors_positive <= anchors must hold")
+        if not 0 <= self.focus_low <= self.focus_high <= self.focus_ignore:
+            raise ValueError("0 <= focus_low <= focus_high <= focus_ignore must hold")
+
+
+def rpn_labels(
+    anchors: torch.Tensor, targets: Targets, settings: LabelSettings
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Label anchors (A, 4): labels (b, A) and the valid box of each, (b, A) int64.
+
+    Valid boxes make positives: from an IoU on, and the anchors that come closest to a box. What
+    overlaps an invalid box is ignored; a crowd only turns background into ignored.
+    """
+    there = targets.labels >= 0
+    valid = there & targets.valid & ~targets.crowd
+    crowd = there & targets.crowd
+    invalid = there & ~valid & ~crowd
+    best = anchors.new_zeros(len(targets.boxes), len(anchors))  # IoU with the nearest valid box
+    most_invalid, most_crowd = best, best  # IoU, and share of the anchor
+    matched = torch.zeros_like(best, dtype=torch.int64)
+    closest = torch.zeros_like(best, dtype=torch.bool)
+    for part in _parts(targets.boxes.shape[1]):
+        iou, share = overlaps(targets.boxes[:, part], anchors[None])  # (b, part, A)
+        of_valid = iou * valid[:, part, None]
+        top, place = of_valid.max(1)
+        matched = torch.where(top > best, place + part.start, matched)
+        best = torch.maximum(best, top)
+        most = of_valid.amax(2, keepdim=True).clamp(min=1e-9)  # (b, part, 1)
+        closest |= (of_valid - most * (1 - NEAR)).amax(1) >= 0
+        most_invalid = torch.maximum(most_invalid, (iou * invalid[:, part, None]).amax(1))
+        most_crowd = torch.maximum(most_crowd, (share * crowd[:, part, None]).amax(1))
+    near_invalid = most_invalid > settings.anchor_invalid
+    in_crowd = most_crowd > settings.anchor_invalid
+    positive = (best >= settings.anchor_positive) | closest
+    ignored = near_invalid | ~positive & (in_crowd | (best >= settings.anchor_negative))
+    return torch.where(ignored, -1, positive.long()), matched
+
+
+def sample(
+    labels: torch.Tensor, draws: torch.Tensor, settings: LabelSettings
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Choose the anchors that count, at random: places (b, S) and whether each is taken.
+
+    The first `anchors_positive` places are of positives, the others of background, which fills
+    up what positives leave. One random number a canvas turns a fixed random order of the anchors:
+    the choice does not depend on how the batch is spread over processes.
+    """
+    count = labels.shape[1]
+    order = torch.rand(count, generator=torch.Generator().manual_seed(count)).to(labels.device)
+    keys = (order + draws[:, None]) % 1  # (b, A)
+    most = min(settings.anchors_positive, count), min(settings.anchors, count)
+    positive, places_positive = torch.where(labels == 1, keys, 2).topk(most[0], largest=False)
+    negative, places_negative = torch.where(labels == 0, keys, 2).topk(most[1], largest=False)
+    taken = positive < 2
+    free = settings.anchors - taken.sum(1, keepdim=True)
+    first = torch.arange(most[1], device=labels.device) < free
+    return torch.cat([places_positive, places_negative], 1), torch.cat(
+        [taken, (negative < 2) & first], 1
+    )
+
+
+def roi_labels(
+    rois: torch.Tensor, there: torch.Tensor, targets: Targets, settings: LabelSettings
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Label RoIs (b, P, 4): labels (b, P), class + 1 for objects, and the box of each.
+
+    All boxes in the chip label RoIs, valid or not; RoIs out of the valid range are ignored, and
+    background in a crowd.
+    """
+    objects = (targets.labels >= 0) & ~targets.crowd
+    crowd = (targets.labels >= 0) & targets.crowd
+    iou, share = overlaps(targets.boxes, rois)  # (b, G, P)
+    best, matched = (iou * objects[..., None]).max(1)
+    positive = best >= settings.proposal_positive
+    in_crowd = (share * crowd[..., None]).amax(1) > settings.proposal_positive
+    labels = torch.where(positive, targets.labels.gather(1, matched) + 1, 0)
+    ignored = ~there | ~in_range(rois, targets) | ~positive & in_crowd
+    return torch.where(ignored, -1, labels), matched
+
+
+def in_range(boxes: torch.Tensor, targets: Targets) -> torch.Tensor:
+    """Say which boxes (b, P, 4) have a size in the valid range of the chip they lie in, (b, P)."""
+    size = sizes(boxes)
+    k = targets.ranges.shape[1]
+    side = round(k**0.5)
+    x, y = (boxes[..., 0] + boxes[..., 2]) / 2, (boxes[..., 1] + boxes[..., 3]) / 2
+    column = (x / targets.cell[1]).long().clamp(0, side - 1)
+    row = (y / targets.cell[0]).long().clamp(0, side - 1)
+    limits = targets.ranges.gather(1, (row * side + column)[..., None].expand(-1, -1, 2))
+    return (limits[..., 0] <= size) & (size < limits[..., 1])
+
+
+def focus_labels(
+    targets: Targets, rows: int, columns: int, stride: int, settings: LabelSettings
+) -> torch.Tensor:
+    """Label the stride x stride cells of canvases: (b, rows, columns)."""
+    size = sizes(targets.boxes)
+    there = targets.labels >= 0
+    small = there & ~targets.crowd & (settings.focus_low < size) & (size < settings.focus_high)
+    unsure = (size <= settings.focus_low) | (
+        (settings.focus_high <= size) & (size <= settings.focus_ignore)
+    )
+    unsure = there & (unsure | targets.crowd)
+    across = _touches(
+        targets.boxes[..., 0], targets.boxes[..., 2], columns, stride
+    )  # (b, G, columns)
+    down = _touches(targets.boxes[..., 1], targets.boxes[..., 3], rows, stride)  # (b, G, rows)
+
+    def touched(boxes: torch.Tensor) -> torch.Tensor:
+        return (down * boxes[..., None]).mT @ across > 0
+
+    return torch.where(touched(small), 1, -touched(unsure).long())
+
+
+def overlaps(boxes: torch.Tensor, others: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Give IoU of (.., M, 4) with (.., N, 4), and the share of the others inside: (.., M, N)."""
+    ax1, ay1, ax2, ay2 = boxes[..., None].unbind(-2)  # (.., M, 1): one contiguous axis in the end
+    bx1, by1, bx2, by2 = others.mT[..., None, :].unbind(-3)  # (.., 1, N)
+    width = (torch.minimum(ax2, bx2) - torch.maximum(ax1, bx1)).clamp_(min=0)
+    height = (torch.minimum(ay2, by2) - torch.maximum(ay1, by1)).clamp_(min=0)
+    shared = width * height
+    own, theirs = (ax2 - ax1) * (ay2 - ay1), (bx2 - bx1) * (by2 - by1)
+    return shared / (own + theirs - shared).clamp_(min=1e-9), shared / theirs.clamp(min=1e-9)
+
+
+def sizes(boxes: torch.Tensor) -> torch.Tensor:
+    """Give sqrt(area) of boxes (.., 4)."""
+    return _areas(boxes).clamp(min=0).sqrt()
+
+
+def _areas(boxes: torch.Tensor) -> torch.Tensor:
+    return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
+
+
+def _touches(low: torch.Tensor, high: torch.Tensor, cells: int, stride: int) -> torch.Tensor:
+    """Say which cells of an axis share more than an edge with [low, high): (b, G, cells)."""
+    start = torch.arange(cells, device=low.device) * stride
+    return ((start < high[..., None]) & (start + stride > low[..., None])).float()
+
+
+def _parts(count: int) -> list[slice]:
+    edges = [*range(0, count, BOXES_AT_ONCE), count]
+    return [slice(a, b) for a, b in itertools.pairwise(edges)]

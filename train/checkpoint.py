@@ -1,0 +1,76 @@
+"""Checkpoints: whole or not there, checked before they are used, the last few kept.
+
+step-N.pt holds the state, step-N.json, written after it, its hash: without that it is not used.
+There is no generator's state in it: every random number of training is a function of seed, epoch
+and chip.
+"""
+
+import hashlib
+import io
+import logging
+import re
+from typing import Any
+
+import msgspec
+import torch
+
+from chipgen.storage import Folder
+
+log = logging.getLogger("train")
+NAME = re.compile(r"step-(\d{8})\.json")
+
+
+class Record(msgspec.Struct, frozen=True):
+    """What step-N.json holds."""
+
+    step: int
+    epoch: int  # place of the next batch: epoch, and number in it
+    number: int
+    done: bool
+    bytes: int
+    sha256: str
+
+
+def save(folder: Folder, state: dict[str, Any], keep: int) -> None:
+    """Write a checkpoint and remove the oldest beyond `keep`."""
+    sink = io.BytesIO()
+    torch.save(state, sink)
+    data = sink.getvalue()
+    step = state["step"]
+    record = Record(
+        step, *state["place"], state["done"], len(data), hashlib.sha256(data).hexdigest()
+    )
+    folder.write(f"{_stem(step)}.pt", data)
+    folder.write(f"{_stem(step)}.json", msgspec.json.encode(record) + b"\n")
+    for old in steps(folder)[:-keep]:
+        folder.remove(f"{_stem(old)}.json")
+        folder.remove(f"{_stem(old)}.pt")
+
+
+def load_last(folder: Folder) -> dict[str, Any] | None:
+    """Read the newest checkpoint that is whole; what is damaged is passed over with a warning."""
+    for step in reversed(steps(folder)):
+        try:
+            return load(folder, step)
+        except (OSError, ValueError) as error:
+            log.warning("checkpoint %s/%s.pt is passed over: %s", folder, _stem(step), error)
+    return None
+
+
+def load(folder: Folder, step: int) -> dict[str, Any]:
+    """Read a checkpoint; raises ValueError where it is damaged."""
+    record = msgspec.json.decode(folder.read(f"{_stem(step)}.json"), type=Record)
+    data = folder.read(f"{_stem(step)}.pt")
+    if hashlib.sha256(data).hexdigest() != record.sha256:
+        raise ValueError(f"{len(data)} bytes that are not those that were written (sha256)")
+    return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+
+
+def steps(folder: Folder) -> list[int]:
+    """List the steps of finished checkpoints, oldest first."""
+    found = (NAME.fullmatch(name) for name in folder.names())
+    return sorted(int(match[1]) for match in found if match)
+
+
+def _stem(step: int) -> str:
+    return f"step-{step:08d}"

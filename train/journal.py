@@ -1,0 +1,52 @@
+"""What a run says while it goes: a bar, a log of JSON lines, TensorBoard."""
+
+from typing import Any
+
+import msgspec
+from tqdm import tqdm
+
+from chipgen.storage import LocalFolder
+
+LOG = "log.jsonl"
+
+
+class Journal:
+    """Only the first process keeps one."""
+
+    def __init__(self, folder: LocalFolder, step: int, batches: int, done: int):
+        from torch.utils.tensorboard import SummaryWriter  # a second of imports
+
+        _forget_after(folder, step)
+        self._bar = tqdm(total=batches, initial=done, unit="batch", desc="training", smoothing=0.1)
+        folder.path.mkdir(parents=True, exist_ok=True)
+        self._file = (folder.path / LOG).open("ab")
+        self._writer = SummaryWriter(str(folder.path / "tensorboard"), purge_step=step)
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._bar.close()
+        self._file.close()
+        self._writer.close()
+
+    def advance(self, batches: int) -> None:
+        """Move the bar."""
+        self._bar.update(batches)
+
+    def write(self, entry: dict[str, Any]) -> None:
+        """Log one entry; its numbers also go to TensorBoard."""
+        self._bar.set_postfix(loss=f"{entry['loss']:.3f}", lr=f"{entry['lr']:.4f}")
+        self._file.write(msgspec.json.encode(entry) + b"\n")
+        self._file.flush()
+        for name, value in entry.items():
+            if isinstance(value, float):
+                self._writer.add_scalar(name, value, entry["step"])
+
+
+def _forget_after(folder: LocalFolder, step: int) -> None:
+    """Drop the entries of steps that are done again, and a line that was cut off."""
+    if folder.exists(LOG):
+        lines = folder.read(LOG).splitlines(keepends=True)
+        whole = [line for line in lines if line.endswith(b"\n")]
+        folder.write(LOG, *(x for x in whole if msgspec.json.decode(x)["step"] <= step))

@@ -1,0 +1,76 @@
+"""The processes of a run: torchrun's environment, devices, and what is said to all of them."""
+
+import contextlib
+import datetime
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+PATIENCE = datetime.timedelta(minutes=10)  # after which a silent process counts as lost
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among all."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """Add up a tensor over all processes, in place."""
+        if self.world > 1:
+            dist.all_reduce(values)
+        return values
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[Processes]:
+    """Join the processes that torchrun has started, if it has."""
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    cuda = torch.cuda.is_available()
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    device = torch.device("cuda", local) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    if world == 1:
+        yield Processes(0, 1, device)
+        return
+    dist.init_process_group("nccl" if cuda else "gloo", timeout=PATIENCE)
+    try:
+        yield Processes(rank, world, device)
+    finally:
+        dist.destroy_process_group()
+
+
+class Stop:
+    """Remembers a signal that asks the run to end; `with` listens, and then lets go."""
+
+    def __init__(self):
+        self.signal: int | None = None
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> "Stop":
+        for number in SIGNALS:
+            self._before[number] = signal.signal(number, self._take)
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _take(self, number: int, _frame) -> None:
+        if self.signal is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt  # the second Ctrl-C means now
+        self.signal = number
+
+
+def deaf(_worker: int) -> None:
+    """Let a loader's worker ignore the signals that a scheduler sends to all processes."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

@@ -1,0 +1,220 @@
+"""Shards -> batches on the host: positioned reads, decoding in workers, padded arrays.
+
+b chips of this process, G boxes of a chip (padded to the most of the batch), H x W stored pixels
+(padded). A worker gives whole batches, so only one array of pixels crosses between processes.
+"""
+
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import Literal
+
+import numpy as np
+import simplejpeg
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from chipgen import draws
+from chipgen.errors import Refusal
+from chipgen.shards import Chip, split_sample
+from chipgen.storage import Folder, open_folder
+from train.order import Index, Order, Planned, from_place, share
+
+BOXES = 8  # the padded number of boxes is a multiple: a bounded number of shapes
+DRAWS = 1 << 26  # stream of draws: those of each chip in each epoch
+DRAWN = 5  # numbers a chip: flip, brightness, contrast, colour, choice of anchors
+TRIES = 16  # samples that are tried in place of a broken one
+MAX_PIXELS = 1 << 26  # of a stored chip
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Chips of one batch as they are stored; tensors on one device."""
+
+    rows: torch.Tensor  # (b,) int64, places in the index
+    pixels: torch.Tensor  # (b, H, W, 3) uint8
+    stored: torch.Tensor  # (b, 2) float32, width and height of the stored pixels
+    scale: torch.Tensor  # (b, 2): chip point = scale * stored point + offset
+    offset: torch.Tensor  # (b, 2)
+    window: torch.Tensor  # (b, 2), width and height of the content, in chip px
+    boxes: torch.Tensor  # (b, G, 4) xyxy in chip px
+    labels: torch.Tensor  # (b, G) int64; -1: padding
+    valid: torch.Tensor  # (b, G) bool
+    crowd: torch.Tensor  # (b, G) bool
+    ranges: torch.Tensor  # (b, 2) valid range in chip px
+    draws: torch.Tensor  # (b, DRAWN) in [0, 1)
+
+    def to(self, device: torch.device) -> "Batch":
+        """Move to a device; from pinned memory without waiting."""
+        return Batch(
+            **{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)}
+        )
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a worker hands over: small arrays travel by value, the pixels by shared memory."""
+
+    planned: Planned
+    pixels: torch.Tensor
+    arrays: dict[str, np.ndarray]
+    broken: list[str]  # samples that others stand in for
+
+    def pin_memory(self) -> "Loaded":
+        """Let the device fetch the pixels without waiting (called by the DataLoader)."""
+        return Loaded(self.planned, self.pixels.pin_memory(), self.arrays, self.broken)
+
+    def batch(self) -> Batch:
+        """Give it as tensors."""
+        small = {name: torch.from_numpy(array) for name, array in self.arrays.items()}
+        return Batch(pixels=self.pixels, **small)
+
+
+class ChipReader(Dataset):
+    """Reads the share of one process of planned batches."""
+
+    def __init__(
+        self, index: Index, seed: int, rank: int, world: int, on_broken: Literal["stop", "replace"]
+    ):
+        self.index, self.seed, self.rank, self.world = index, seed, rank, world
+        self.on_broken = on_broken
+        self._folders: list[Folder] | None = None
+
+    def __getitem__(self, planned: Planned) -> Loaded | Refusal:
+        """Read and decode; a refusal is handed over, for raised it would come with a traceback."""
+        try:
+            return self._load(planned)
+        except Refusal as refusal:
+            return refusal
+
+    def read(self, row: int) -> tuple[bytes, Chip]:
+        """Read one sample: its JPEG bytes and its record. Raises ValueError on damage."""
+        if self._folders is None:  # opened by the process that reads: connections don't fork
+            self._folders = [open_folder(where) for where in self.index.sets]
+        index = self.index
+        shard = index.shards[index.shard_of[row]]
+        offset, length = int(index.columns["offset"][row]), int(index.columns["length"][row])
+        data = self._folders[index.set_of[row]].read(shard, offset, length)
+        if zlib.crc32(data) != index.columns["crc32"][row]:
+            raise ValueError("its bytes are not those that were written (crc32)")
+        key, jpg, chip = split_sample(data)
+        if key != index.keys[row].as_py():
+            raise ValueError(f"the index is of another shard: sample {key} is there")
+        return jpg, chip
+
+    def _load(self, planned: Planned) -> Loaded:
+        samples, broken = [], []
+        for row in share(planned, self.rank, self.world):
+            samples.append(self._whole_sample(int(row), broken))
+        rows = np.array([row for row, *_ in samples], np.int64)
+        chips = [chip for *_, chip in samples]
+        height = max((chip.stored_size[1] for chip in chips), default=1)
+        width = max((chip.stored_size[0] for chip in chips), default=1)
+        pixels = torch.empty((len(chips), height, width, 3), dtype=torch.uint8)
+        for target, (_, image, _) in zip(pixels.numpy(), samples, strict=True):
+            target[: image.shape[0], : image.shape[1]] = image
+        arrays = {"rows": rows, **self._drawn(rows, planned.epoch), **_geometry(chips)}
+        return Loaded(planned, pixels, arrays | _boxes(chips), broken)
+
+    def _whole_sample(self, row: int, broken: list[str]) -> tuple[int, np.ndarray, Chip]:
+        """Decode a sample, or the next one in the index that is whole where that is allowed."""
+        for turn in range(TRIES):
+            place = (row + turn) % len(self.index)
+            try:
+                jpg, chip = self.read(place)
+                return place, _decoded(jpg, chip), chip
+            except (ValueError, OSError) as error:
+                reason = f"{self.index.name(place)}: {error}"
+            if self.on_broken == "stop":
+                raise Refusal(
+                    f"{reason}; check with: python -m chipgen verify, or go on without such "
+                    f"samples with train.on_broken = 'replace'"
+                )
+            broken.append(reason)
+        raise Refusal(f"{reason}; {TRIES} samples in a row are broken")
+
+    def _drawn(self, rows: np.ndarray, epoch: int) -> dict[str, np.ndarray]:
+        """Draw the random numbers of each chip in this epoch, whoever reads it."""
+        streams = [DRAWS + epoch * DRAWN + k for k in range(DRAWN)]
+        drawn = [draws.uniform(self.seed, rows, stream) for stream in streams]
+        return {"draws": np.stack(drawn, axis=1).astype(np.float32)}
+
+
+class Stream:
+    """Batches of one process from a place in the order to the end of the last epoch."""
+
+    def __init__(
+        self,
+        reader: ChipReader,
+        order: Order,
+        place: tuple[int, int],
+        epochs: int,
+        workers: int,
+        pin: bool,
+    ):
+        self._loader = DataLoader(
+            reader,
+            sampler=_Places(order, place, epochs),
+            batch_size=None,  # a sample of the loader is a batch of ours
+            num_workers=workers,
+            pin_memory=pin,
+            prefetch_factor=3 if workers else None,
+        )
+
+    def __iter__(self) -> Iterator[Loaded]:
+        for loaded in self._loader:
+            if isinstance(loaded, Refusal):
+                raise loaded
+            yield loaded
+
+
+class _Places:
+    """The sampler: which batch the loader makes next."""
+
+    def __init__(self, order: Order, place: tuple[int, int], epochs: int):
+        self.order, self.place, self.epochs = order, place, epochs
+
+    def __iter__(self) -> Iterator[Planned]:
+        return from_place(self.order, *self.place, self.epochs)
+
+
+def _decoded(jpg: bytes, chip: Chip) -> np.ndarray:
+    width, height = chip.stored_size
+    if width * height > MAX_PIXELS:
+        raise ValueError(f"{width}x{height} pixels, more than a chip may have")
+    found = simplejpeg.decode_jpeg_header(jpg)[:2]
+    if found != (height, width):
+        raise ValueError(f"the JPEG has {found[1]}x{found[0]} pixels, its record {width}x{height}")
+    return simplejpeg.decode_jpeg(jpg, "RGB")
+
+
+def _geometry(chips: list[Chip]) -> dict[str, np.ndarray]:
+    def column(values: list, width: int) -> np.ndarray:
+        return np.array(values, np.float32).reshape(-1, width)
+
+    limit = [
+        (low, np.inf if high is None else high) for low, high in (c.valid_range for c in chips)
+    ]
+    return {
+        "stored": column([c.stored_size for c in chips], 2),
+        "scale": column([c.stored_scale for c in chips], 2),
+        "offset": column([c.stored_offset for c in chips], 2),
+        "window": column([c.window[2:] for c in chips], 2),
+        "ranges": column(limit, 2),
+    }
+
+
+def _boxes(chips: list[Chip]) -> dict[str, np.ndarray]:
+    """Pad the boxes of chips to one length, (b, G, ...)."""
+    most = max((len(chip.boxes) for chip in chips), default=0)
+    b, padded = len(chips), max(-(-most // BOXES), 1) * BOXES
+    boxes = np.zeros((b, padded, 4), np.float32)
+    labels = np.full((b, padded), -1, np.int64)
+    valid, crowd = np.zeros((2, b, padded), bool)
+    for i, chip in enumerate(chips):
+        count = len(chip.boxes)
+        if count:
+            boxes[i, :count] = chip.boxes
+            labels[i, :count], valid[i, :count] = chip.labels, chip.valid
+            crowd[i, :count] = chip.crowd
+    return {"boxes": boxes, "labels": labels, "valid": valid, "crowd": crowd}

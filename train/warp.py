@@ -1,0 +1,241 @@
+"""On the device: stored pixels of any size -> normalised canvases, boxes and ranges alike.
+
+b chips, H x W stored pixels (padded), h x w canvas, G boxes of a canvas, k chips in one canvas.
+Resizing, flipping, cropping and padding are separable and linear, so all of them are one matrix
+along y and one along x for each chip: two batched products, the same code on every device.
+"""
+
+import itertools
+import math
+from dataclasses import dataclass, fields
+
+import torch
+
+from train.stream import Batch
+
+MEAN = (123.675, 116.28, 103.53)  # of the pictures that torchvision's weights have seen
+STD = (58.395, 57.12, 57.375)
+LUMA = (0.299, 0.587, 0.114)
+
+
+@dataclass(frozen=True)
+class AugmentSettings:
+    """How chips are varied; each number is the largest share by which a factor leaves 1."""
+
+    flip: bool = True  # left to right, with probability 1/2
+    brightness: float = 0.0
+    contrast: float = 0.0
+    colour: float = 0.0
+
+    def __post_init__(self):
+        for name in ("brightness", "contrast", "colour"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)} must be from 0 to below 1")
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What the labels of a batch of canvases are made from; boxes in canvas px."""
+
+    boxes: torch.Tensor  # (b, G, 4) xyxy float32
+    labels: torch.Tensor  # (b, G) int64; -1: no box
+    valid: torch.Tensor  # (b, G) bool
+    crowd: torch.Tensor  # (b, G) bool
+    ranges: torch.Tensor  # (b, k, 2) valid range of each chip of the canvas, row by row
+    content: torch.Tensor  # (b, 2) width and height that hold pixels
+    draws: torch.Tensor  # (b,) in [0, 1): for the choice of anchors
+    cell: tuple[float, float]  # height and width of one chip's place in the canvas
+
+    def part(self, start: int, end: int) -> "Targets":
+        """Give the targets of some canvases."""
+        parts = {f.name: getattr(self, f.name)[start:end] for f in fields(self) if f.name != "cell"}
+        return Targets(**parts, cell=self.cell)
+
+
+def warp(
+    batch: Batch, canvas: tuple[int, int], settings: AugmentSettings, dtype: torch.dtype
+) -> tuple[torch.Tensor, Targets]:
+    """Draw each chip on a canvas of its own: (b, 3, h, w), channels last, and its targets."""
+    return _draw(batch, canvas, settings, 1.0, dtype)
+
+
+def collage(
+    batches: list[Batch],
+    canvas: tuple[int, int],
+    settings: AugmentSettings,
+    smallest: float,
+    dtype: torch.dtype,
+) -> tuple[torch.Tensor, Targets]:
+    """Draw k = n x n batches into one: canvas i holds chip i of each, at 1/n of its size.
+
+    Boxes under `smallest` px of area are dropped (section 4.6 of the paper on Dynamic Scale
+    Training).
+    """
+    side = math.isqrt(len(batches))
+    cell = canvas[0] // side, canvas[1] // side
+    drawn = [_draw(batch, cell, settings, 1 / side, dtype) for batch in batches]
+    rows = [torch.cat([c for c, _ in drawn[r * side : (r + 1) * side]], 3) for r in range(side)]
+    targets = [t for _, t in drawn]
+    shifts = [
+        torch.tensor([x, y, x, y], dtype=torch.float32, device=targets[0].boxes.device)
+        for y, x in itertools.product(
+            range(0, cell[0] * side, cell[0]), range(0, cell[1] * side, cell[1])
+        )
+    ]
+    boxes = torch.cat([t.boxes + shift for t, shift in zip(targets, shifts, strict=True)], 1)
+    labels = torch.cat([t.labels for t in targets], 1)
+    return torch.cat(rows, 2).contiguous(memory_format=torch.channels_last), Targets(
+        boxes=boxes,
+        labels=torch.where(_areas(boxes) < smallest, -1, labels),
+        valid=torch.cat([t.valid for t in targets], 1),
+        crowd=torch.cat([t.crowd for t in targets], 1),
+        ranges=torch.cat([t.ranges for t in targets], 1),
+        content=torch.full_like(targets[0].content, 0)
+        + torch.tensor([canvas[1], canvas[0]], dtype=torch.float32, device=boxes.device),
+        draws=targets[0].draws,
+        cell=cell,
+    )
+
+
+def shrunk(
+    batches: list[Batch],
+    canvas: tuple[int, int],
+    settings: AugmentSettings,
+    smallest: float,
+    dtype: torch.dtype,
+) -> tuple[torch.Tensor, Targets]:
+    """Draw k batches side by side in the batch dimension, at 1/k of the area: nothing stitched."""
+    side = math.isqrt(len(batches))
+    cell = canvas[0] // side, canvas[1] // side
+    drawn = [_draw(batch, cell, settings, 1 / side, dtype) for batch in batches]
+    most = max(t.boxes.shape[1] for _, t in drawn)
+    targets = [_padded(t, most) for _, t in drawn]
+    boxes = torch.cat([t.boxes for t in targets])
+    labels = torch.cat([t.labels for t in targets])
+    return torch.cat([c for c, _ in drawn]), Targets(
+        boxes=boxes,
+        labels=torch.where(_areas(boxes) < smallest, -1, labels),
+        valid=torch.cat([t.valid for t in targets]),
+        crowd=torch.cat([t.crowd for t in targets]),
+        ranges=torch.cat([t.ranges for t in targets]),
+        content=torch.cat([t.content for t in targets]),
+        draws=torch.cat([t.draws for t in targets]),
+        cell=cell,
+    )
+
+
+def _draw(
+    batch: Batch,
+    canvas: tuple[int, int],
+    settings: AugmentSettings,
+    zoom: float,
+    dtype: torch.dtype,
+) -> tuple[torch.Tensor, Targets]:
+    """Draw chips at `zoom` times their size, each in the upper left corner of its canvas."""
+    content = batch.window * zoom  # (b, 2)
+    flips = batch.draws[:, 0] < 0.5 if settings.flip else torch.zeros_like(batch.draws[:, 0]).bool()
+    scale, offset = batch.scale * zoom, batch.offset * zoom
+    along_x = _weights(
+        canvas[1], batch.pixels.shape[2], scale[:, 0], offset[:, 0], batch.stored[:, 0], content[:, 0],
+        flips,
+    )  # fmt: skip
+    along_y = _weights(
+        canvas[0], batch.pixels.shape[1], scale[:, 1], offset[:, 1], batch.stored[:, 1], content[:, 1],
+        torch.zeros_like(flips),
+    )  # fmt: skip
+    pixels = _normalised(batch, settings, dtype)
+    tall = along_y.to(dtype) @ pixels  # (b, h, W * 3)
+    planes = tall.unflatten(2, (-1, 3)).permute(0, 3, 1, 2)  # (b, 3, h, W)
+    drawn = planes @ along_x.to(dtype)[:, None].mT  # (b, 3, h, w)
+    width = content[:, None, :1]
+    boxes = batch.boxes * zoom
+    mirrored = torch.stack(
+        [
+            width[..., 0] - boxes[..., 2],
+            boxes[..., 1],
+            width[..., 0] - boxes[..., 0],
+            boxes[..., 3],
+        ],
+        -1,
+    )
+    return drawn.contiguous(memory_format=torch.channels_last), Targets(
+        boxes=torch.where(flips[:, None, None], mirrored, boxes),
+        labels=batch.labels,
+        valid=batch.valid,
+        crowd=batch.crowd,
+        ranges=batch.ranges[:, None] * zoom,
+        content=content,
+        draws=batch.draws[:, 4],
+        cell=(float(canvas[0]), float(canvas[1])),
+    )
+
+
+def _weights(
+    count: int,
+    taps: int,
+    scale: torch.Tensor,
+    offset: torch.Tensor,
+    stored: torch.Tensor,
+    content: torch.Tensor,
+    flips: torch.Tensor,
+) -> torch.Tensor:
+    """Give what each stored pixel of an axis adds to each canvas pixel, (b, count, taps).
+
+    Bilinear when enlarging, triangle-filtered when shrinking, the edge repeated: as the chip
+    generator resizes. Canvas pixels outside the content get nothing, which is the mean colour.
+    """
+    x = torch.arange(count, device=scale.device) + 0.5  # (count,) centres of canvas pixels
+    inside = x < content[:, None]  # (b, count)
+    x = torch.where(flips[:, None], content[:, None] - x, x)
+    u = (x - offset[:, None]) / scale[:, None]  # in stored pixels
+    u = torch.minimum(u.clamp(min=0.5), stored[:, None] - 0.5)
+    support = (1 / scale).clamp(min=1)[:, None, None]
+    taken = torch.arange(taps, device=scale.device) + 0.5  # (taps,)
+    weights = (1 - (u[..., None] - taken).abs() / support).clamp(min=0)
+    weights = weights * (taken < stored[:, None])[:, None]
+    return weights * (inside / weights.sum(-1).clamp(min=1e-6))[..., None]
+
+
+def _normalised(batch: Batch, settings: AugmentSettings, dtype: torch.dtype) -> torch.Tensor:
+    """Vary colours and normalise, (b, H, W, 3) uint8 -> (b, H, W * 3); bf16 holds all grey levels.
+
+    Brightness, contrast (about the mean colour) and colourfulness are one 3x3 matrix and one
+    shift for each chip.
+    """
+    device = batch.pixels.device
+    width = batch.pixels.shape[2]
+    mean = torch.tensor(MEAN, dtype=dtype, device=device)
+    lowest, by = mean.repeat(width), (1 / torch.tensor(STD, device=device)).to(dtype).repeat(width)
+    pixels = batch.pixels.to(dtype)
+    if settings.brightness or settings.contrast or settings.colour:
+        spread = torch.tensor(
+            [settings.brightness, settings.contrast, settings.colour], device=device
+        )
+        brightness, contrast, colour = (1 + (2 * batch.draws[:, 1:4] - 1) * spread).unbind(1)
+        grey = torch.tensor(LUMA, device=device).expand(3, 3)
+        mix = colour[:, None, None] * (torch.eye(3, device=device) - grey) + grey  # (b, 3, 3)
+        mix = (mix * (contrast * brightness)[:, None, None]).to(dtype)
+        shift = mean * ((1 - contrast) * brightness)[:, None]  # (b, 3)
+        mixed = (pixels.flatten(1, 2) @ mix.mT).view_as(pixels)
+        pixels = (mixed + shift.to(dtype)[:, None, None]).clamp(0, 255)
+    return (pixels.flatten(2) - lowest) * by  # rows of W * 3: three at a time take 5 times as long
+
+
+def _areas(boxes: torch.Tensor) -> torch.Tensor:
+    return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
+
+
+def _padded(targets: Targets, most: int) -> Targets:
+    """Pad the boxes of targets to a number."""
+    more = most - targets.boxes.shape[1]
+    pad = torch.nn.functional.pad
+    return Targets(
+        boxes=pad(targets.boxes, (0, 0, 0, more)),
+        labels=pad(targets.labels, (0, more), value=-1),
+        valid=pad(targets.valid, (0, more)),
+        crowd=pad(targets.crowd, (0, more)),
+        ranges=targets.ranges,
+        content=targets.content,
+        draws=targets.draws,
+        cell=targets.cell,
+    )
