@@ -6,7 +6,7 @@ PY := .venv/bin/python
 
 # DATA=folder takes your own pictures instead of the embedded scenes, RECIPE=name-or-file other
 # settings, RUN=folder another place for the results, SPLIT=train,val other splits, WORKERS=n
-# processes, SMOKE=1 a few pictures only.
+# processes, SMOKE=1 a few pictures only, GPUS=n one process for each of n GPUs.
 SPLIT ?= train
 WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
 ifdef DATA
@@ -22,9 +22,12 @@ SOURCE := data/$(SCENES)
 PREPARE := scenes
 endif
 
+GPUS ?= 1
+TRAIN := $(if $(filter-out 1,$(GPUS)),-m torch.distributed.run --standalone --nproc-per-node $(GPUS)) -m train
+
 KERNEL_TESTS := $(addprefix tests/test_,$(addsuffix .py,cover plan negatives geometry resample draws))
 
-.PHONY: help env scenes own-recipe chips eval test lint bench-chips clean
+.PHONY: help env scenes own-recipe chips train eval test lint bench-chips bench-train clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -52,7 +55,10 @@ chips: env $(PREPARE)  ## cut chips of DATA= (default: the embedded scenes) by R
 	@$(PY) -m chipgen write "$(RUN)" --workers $(WORKERS)
 	@$(PY) -m chipgen stats "$(RUN)" --json "$(RUN)/chips.json"
 
-eval: chips  ## the main job; for now as far as the chips
+train: chips  ## train a detector on the chips by RECIPE=; a second call goes on where it was stopped
+	@$(PY) $(TRAIN) "$(RUN)" --recipe "$(RECIPE)" --resume $(if $(SMOKE),--set train.epochs=1)
+
+eval: train  ## the main job; for now as far as the trained detector
 
 # The kernels run once more with their indices checked, compiled into a cache of their own.
 test: env lint  ## run the tests
@@ -69,6 +75,11 @@ ifndef PICTURES
 endif
 	@$(PY) scripts/bench_chips.py --data "$(or $(PICTURES),data/scenes-bench)" --split $(SPLIT) \
 	  --out runs/bench/chips.json
+
+bench-train: env  ## measure the trainer: loader, step, and epochs against other strategies
+	@$(PY) scripts/make_scenes.py data/scenes-bench --size full --workers $(WORKERS) \
+	  --pictures-train 160 --pictures-val 1
+	@$(PY) scripts/bench_train.py --data data/scenes-bench --out runs/bench/train.json
 
 clean:  ## delete the environment; data/ and runs/ stay
 	rm -rf .venv

@@ -63,9 +63,15 @@ def train(
     def save(done: bool = False) -> None:
         if processes.rank == 0:
             kept = {
-                "model": model.state_dict(), "average": average, "optimizer": optimizer.state_dict(),
-                "feedback": feedback.last, "step": step, "place": list(place), "done": done, **about,
-            }  # fmt: skip
+                "model": model.state_dict(),
+                "average": average,
+                "optimizer": optimizer.state_dict(),
+                "feedback": feedback.last,
+                "step": step,
+                "place": list(place),
+                "done": done,
+                **about,
+            }
             checkpoint.save(folder.sub("checkpoints"), kept, settings.keep)
 
     reader = ChipReader(index, settings.seed, processes.rank, processes.world, settings.on_broken)
@@ -87,9 +93,7 @@ def train(
             report, of_canvas = torch.zeros(meter.width, device=device), []
             for piece, aims, last in passes(canvases, targets, settings.pass_chips):
                 with contextlib.nullcontext() if last else unsynchronised(network):
-                    with torch.autocast(
-                        device.type, torch.bfloat16, enabled=is_fast(settings, device)
-                    ):
+                    with mixed(precision_of(settings, device), device):
                         found = network(piece, aims, recipe.feedback.small)
                     report += meter.of(found)
                     of_canvas.append(found.of_canvas.detach())
@@ -142,7 +146,8 @@ def build(recipe: Recipe, classes: int, processes: Processes) -> tuple[Detector,
         0 if settings.task == "rpn" else classes,
         norms.choose(recipe.model.norm, group, device),
     )
-    model = model.to(device, memory_format=torch.channels_last)
+    wide = torch.float64 if settings.precision == "fp64" else torch.float32
+    model = model.to(device, wide, memory_format=torch.channels_last)
     if settings.compile:
         model.backbone.compile()
     if processes.world == 1:
@@ -151,18 +156,27 @@ def build(recipe: Recipe, classes: int, processes: Processes) -> tuple[Detector,
     return model, DistributedDataParallel(model, broadcast_buffers=False)
 
 
-def is_fast(settings: TrainSettings, device: torch.device) -> bool:
-    """Say whether a recipe computes in bf16 on a device; "auto": where that is faster."""
+def precision_of(settings: TrainSettings, device: torch.device) -> torch.dtype:
+    """Give the type to compute in; "auto" is bf16 where that is faster."""
     if settings.precision != "auto":
-        return settings.precision == "bf16"
+        return {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}[
+            settings.precision
+        ]
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_avx512_bf16_supported()
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if fast else torch.float32
+
+
+def mixed(precision: torch.dtype, device: torch.device) -> torch.autocast:
+    """Give the context that computes in a precision; what needs float32 keeps it in there."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == torch.bfloat16)
 
 
 def draw(taken: list[Loaded], recipe: Recipe, device: torch.device) -> tuple[torch.Tensor, Targets]:
     """Turn loaded batches into one batch of canvases on the device."""
-    dtype = torch.bfloat16 if is_fast(recipe.train, device) else torch.float32
+    dtype = precision_of(recipe.train, device)
     batches = [loaded.batch().to(device) for loaded in taken]
     canvas = tuple(max(loaded.planned.canvas[axis] for loaded in taken) for axis in (0, 1))
     if len(batches) == 1:

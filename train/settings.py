@@ -41,7 +41,8 @@ class TrainSettings:
     ema: float = 0.0  # decay of averaged weights, such as 0.999; 0: none
     seed: int = 0
 
-    precision: Literal["auto", "bf16", "fp32"] = "auto"  # auto: bf16 where the device has it
+    # auto: bf16 where the device is faster in it; fp64: to compare runs, for they drift apart else
+    precision: Literal["auto", "bf16", "fp32", "fp64"] = "auto"
     compile: bool = False  # backbone through torch.compile
     workers: int = 2  # loader processes of each process
     on_broken: Literal["stop", "replace"] = "stop"  # broken samples

@@ -103,9 +103,9 @@ class ChipReader(Dataset):
         return jpg, chip
 
     def _load(self, planned: Planned) -> Loaded:
-        samples, broken = [], []
-        for row in share(planned, self.rank, self.world):
-            samples.append(self._whole_sample(int(row), broken))
+        broken: list[str] = []
+        ours = share(planned, self.rank, self.world).tolist()
+        samples = [self._whole_sample(row, broken) for row in ours]
         rows = np.array([row for row, *_ in samples], np.int64)
         chips = [chip for *_, chip in samples]
         height = max((chip.stored_size[1] for chip in chips), default=1)

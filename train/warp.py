@@ -135,14 +135,13 @@ def _draw(
     content = batch.window * zoom  # (b, 2)
     flips = batch.draws[:, 0] < 0.5 if settings.flip else torch.zeros_like(batch.draws[:, 0]).bool()
     scale, offset = batch.scale * zoom, batch.offset * zoom
-    along_x = _weights(
-        canvas[1], batch.pixels.shape[2], scale[:, 0], offset[:, 0], batch.stored[:, 0], content[:, 0],
-        flips,
-    )  # fmt: skip
-    along_y = _weights(
-        canvas[0], batch.pixels.shape[1], scale[:, 1], offset[:, 1], batch.stored[:, 1], content[:, 1],
-        torch.zeros_like(flips),
-    )  # fmt: skip
+    axes = zip(
+        canvas[::-1], batch.pixels.shape[2:0:-1], (flips, torch.zeros_like(flips)), strict=True
+    )
+    along_x, along_y = (
+        _weights(count, taps, scale[:, k], offset[:, k], batch.stored[:, k], content[:, k], mirror)
+        for k, (count, taps, mirror) in enumerate(axes)
+    )
     pixels = _normalised(batch, settings, dtype)
     tall = along_y.to(dtype) @ pixels  # (b, h, W * 3)
     planes = tall.unflatten(2, (-1, 3)).permute(0, 3, 1, 2)  # (b, 3, h, W)

@@ -5,6 +5,7 @@ last alone. The RPN stands on the first, the focus head on the last, the box hea
 conv5 keeps the stride of conv4 and is dilated instead, as the papers have it.
 """
 
+import itertools
 from collections.abc import Callable
 
 import torch
@@ -34,6 +35,11 @@ class Backbone(nn.Module):
         self.stages = nn.ModuleList(stages)
         self.channels, self.stride = channels, stride
         self.checkpointing = False
+
+    def keep_first_map(self) -> None:
+        """Drop the stages that only later maps need."""
+        self.stages = self.stages[: len(self.stages) - len(self.channels) + 1]
+        self.channels = self.channels[:1]
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Give the maps of canvases (b, 3, h, w)."""
@@ -86,7 +92,7 @@ def mobilenet(settings: ModelSettings, norm: Norm) -> Backbone:
     net = _with_weights(torchvision.models.mobilenet_v2, settings.weights, norm)
     first, *others = net.features
     cuts = (0, 3, 6, 13, len(others))
-    parts = [nn.Sequential(*others[a:b]) for a, b in zip(cuts, cuts[1:], strict=False)]
+    parts = [nn.Sequential(*others[a:b]) for a, b in itertools.pairwise(cuts)]
     return Backbone([first, *parts], (net.last_channel,), stride=32)
 
 
@@ -113,12 +119,12 @@ class SmallBlock(nn.Module):
             nn.Conv2d(inputs, outputs, 3, stride, **around), norm(outputs), nn.ReLU(inplace=True),
             nn.Conv2d(outputs, outputs, 3, **around), norm(outputs),
         )  # fmt: skip
-        same = inputs == outputs and stride == 1
-        self.past = (
-            nn.Identity()
-            if same
-            else nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), norm(outputs))
-        )
+        past: list[nn.Module] = []
+        if stride > 1:  # oneDNN crashes on a strided 1x1 convolution of 8 channels; means lose less
+            past.append(nn.AvgPool2d(stride, ceil_mode=True))
+        if inputs != outputs:
+            past += [nn.Conv2d(inputs, outputs, 1, bias=False), norm(outputs)]
+        self.past = nn.Sequential(*past)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(b, inputs, h, w) -> (b, outputs, h / stride, w / stride)."""
@@ -140,9 +146,11 @@ class DeformableConvolution(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Convolve (b, C, h, w)."""
-        offset = self.offset(x).to(x.dtype)
-        weight = self.weight.to(x.dtype)
-        return deform_conv2d(x, offset, weight, None, self.stride, self.padding, self.dilation)
+        geometry = self.stride, self.padding, self.dilation
+        offset, wide = self.offset(x), self.weight.dtype
+        with torch.autocast(x.device.type, enabled=False):  # torchvision has no kernel for bf16
+            y = deform_conv2d(x.to(wide), offset.to(wide), self.weight, None, *geometry)
+        return y.to(x.dtype)
 
 
 def _with_weights(build_net: Callable, weights: str, norm: Norm) -> nn.Module:

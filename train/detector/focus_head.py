@@ -18,4 +18,4 @@ class FocusHead(nn.Module):
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Give logits (b, h, w)."""
-        return self.focus(F.relu(self.conv(features)))[:, 0].float()
+        return self.focus(F.relu(self.conv(features)))[:, 0]

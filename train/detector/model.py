@@ -63,6 +63,8 @@ class Detector(nn.Module):
         super().__init__()
         self.settings, self.labels, self.classes = settings, labels, classes
         self.backbone = backbones.build(settings, norm)
+        if not classes:
+            self.backbone.keep_first_map()
         channels, self.stride = self.backbone.channels, self.backbone.stride
         self.rpn = RPN(settings, channels[0])
         if classes:

@@ -12,7 +12,7 @@ class ModelSettings:
         "small", "resnet18", "resnet34", "resnet50", "resnet101", "resnext101", "mobilenet_v2"
     ] = "resnet50"
     width: int = 24  # channels of the first layer of "small"
-    weights: str = ""  # "" random; a file; or torchvision's name, such as IMAGENET1K_V1
+    weights: str = "DEFAULT"  # torchvision's name of pretrained ones; a file; or "": random
     norm: Literal["frozen", "batch", "sync"] = "sync"
     norm_processes: int = 0  # that share the statistics of "sync"; 0: all (MegDet's BN size)
     deformable: bool = True  # 3x3 convolutions of conv5

@@ -1,0 +1,95 @@
+"""Small shards to train on, and runs of the trainer as a user starts them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import made_up
+
+from chipgen import dataset, pipeline, pool, run
+from chipgen.storage import open_folder
+
+RECIPE = """
+extends = "chips.toml"
+
+[model]
+backbone = "small"
+width = 8
+weights = ""
+anchor_sizes = [16, 32, 64]
+rpn_channels = 16
+candidates = 100
+proposals = 16
+roi_channels = 8
+roi_size = 3
+fc_channels = 16
+focus_channels = 8
+
+[labels]
+anchors = 32
+anchors_positive = 16
+
+[train]
+epochs = 2
+drops = [[1.5, 0.1]]
+batch = 4
+lr = 0.01
+lr_batch = 4
+warmup = 0.2
+precision = "fp32"
+workers = 1
+log_every = 1
+checkpoint_every = 3
+"""
+
+
+def recipe(folder: Path) -> Path:
+    """Write a recipe of a tiny detector on chips of 96 px."""
+    made_up.recipe(folder / "chips.toml")
+    (folder / "tiny.toml").write_text(RECIPE)
+    return folder / "tiny.toml"
+
+
+def shards(folder: Path, pictures: int = 12, store: str = "source", **chips) -> Path:
+    """Write the positive shards of a made-up data set; gives the run folder."""
+    data = made_up.coco(folder / "data", pictures)
+    name = made_up.recipe(folder / "r.toml", store, **chips)
+    settings = run.load_recipe(str(name))
+    annotations, table = run.make(dataset.read(str(data), ["train"]), settings.chips)
+    target = open_folder(folder / "run")
+    record = run.save_plan(target, "test", annotations, settings, table)
+    job = pipeline.open_job(target, "positive", record, settings)
+    pool.run(job, pipeline.unfinished_groups(job), 1, lambda pictures: None)
+    pipeline.finish(job)
+    return folder / "run"
+
+
+def command(run_folder: Path, name: Path, *arguments: str, processes: int = 1) -> list[str]:
+    """Give the command line of a training run."""
+    several = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    start = several if processes > 1 else []
+    return [
+        sys.executable,
+        *start,
+        "-m",
+        "train",
+        str(run_folder),
+        "--recipe",
+        str(name),
+        *arguments,
+    ]
+
+
+def trained(run_folder: Path, name: Path, *arguments: str, processes: int = 1) -> str:
+    """Run a training to its end; gives what it said."""
+    line = command(run_folder, name, *arguments, processes=processes)
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stderr
+
+
+def log(run_folder: Path) -> list[dict]:
+    """Read the log of a run."""
+    path = run_folder / "train" / "log.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
