@@ -93,3 +93,17 @@ def log(run_folder: Path) -> list[dict]:
     """Read the log of a run."""
     path = run_folder / "train" / "log.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def scenes(folder: Path, pictures: int) -> Path:
+    """Write the chips of a few embedded scenes by the default recipe; gives the run folder."""
+    script = Path(__file__).resolve().parent.parent / "scripts" / "make_scenes.py"
+    arguments = ["--size", "small", "--pictures-train", str(pictures), "--pictures-val", "1"]
+    data = folder / "scenes"
+    for line in (
+        [str(script), str(data), *arguments],
+        ["-m", "chipgen", "plan", str(folder), "--data", str(data), "--recipe", "scenes-small"],
+        ["-m", "chipgen", "write", str(folder), "--workers", "1"],
+    ):
+        subprocess.run([sys.executable, *line], check=True, capture_output=True)
+    return folder

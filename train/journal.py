@@ -1,5 +1,6 @@
 """What a run says while it goes: a bar, a log of JSON lines, TensorBoard."""
 
+import sys
 from typing import Any
 
 import msgspec
@@ -17,7 +18,10 @@ class Journal:
         from torch.utils.tensorboard import SummaryWriter  # a second of imports
 
         _forget_after(folder, step)
-        self._bar = tqdm(total=batches, initial=done, unit="batch", desc="training", smoothing=0.1)
+        pause = 0.5 if sys.stderr.isatty() else 30.0  # s between two looks; a job's file keeps all
+        self._bar = tqdm(
+            total=batches, initial=done, unit="batch", desc="training", mininterval=pause
+        )
         folder.path.mkdir(parents=True, exist_ok=True)
         self._file = (folder.path / LOG).open("ab")
         self._writer = SummaryWriter(str(folder.path / "tensorboard"), purge_step=step)
@@ -36,7 +40,7 @@ class Journal:
 
     def write(self, entry: dict[str, Any]) -> None:
         """Log one entry; its numbers also go to TensorBoard."""
-        self._bar.set_postfix(loss=f"{entry['loss']:.3f}", lr=f"{entry['lr']:.4f}")
+        self._bar.set_postfix(refresh=False, loss=f"{entry['loss']:.3f}", lr=f"{entry['lr']:.4f}")
         self._file.write(msgspec.json.encode(entry) + b"\n")
         self._file.flush()
         for name, value in entry.items():

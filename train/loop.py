@@ -5,6 +5,7 @@ b canvases of this process, k chips of a canvas; "global" means of all processes
 
 import contextlib
 import dataclasses
+import itertools
 import logging
 import time
 import zlib
@@ -91,7 +92,7 @@ def train(
 
             optimizer.zero_grad()
             report, of_canvas = torch.zeros(meter.width, device=device), []
-            for piece, aims, last in passes(canvases, targets, settings.pass_chips):
+            for piece, aims, last in passes(canvases, targets, settings, count // processes.world):
                 with contextlib.nullcontext() if last else unsynchronised(network):
                     with mixed(precision_of(settings, device), device):
                         found = network(piece, aims, recipe.feedback.small)
@@ -99,10 +100,10 @@ def train(
                     of_canvas.append(found.of_canvas.detach())
                     if last:
                         report[-1] = stop.signal is not None
-                        told = meter.fetch(processes.sum(report))
+                        arriving = meter.fetch(processes.sum(report))
                     # DDP takes the mean over processes; this makes it the mean over all canvases
                     (found.of_canvas.sum() * (processes.world / count)).backward()
-            told = told()  # waits for the forward passes; the device is still on its way back
+            told = arriving()  # waits for the forward passes; the device is still on its way back
             if not told.finite:
                 raise Refusal(not_finite(torch.cat(of_canvas), taken, index, step))
             if settings.clip:
@@ -193,13 +194,17 @@ def chips_in(taken: list[Loaded], canvases: torch.Tensor) -> int:
 
 
 def passes(
-    canvases: torch.Tensor, targets: Targets, most: int
+    canvases: torch.Tensor, targets: Targets, settings: TrainSettings, fewest: int
 ) -> Iterator[tuple[torch.Tensor, Targets, bool]]:
-    """Cut a batch into passes of so many canvases, and say which is the last."""
-    most = most or len(canvases)
-    for start in range(0, len(canvases), most):
-        end = start + most
-        yield canvases[start:end], targets.part(start, end), end >= len(canvases)
+    """Cut a batch into passes, and say which is the last.
+
+    Their number follows from the fewest canvases of any process, for all must make as many: where
+    a batch can't be dealt out evenly, a pass may have one more than it should.
+    """
+    count = -(-fewest // settings.pass_chips) if settings.pass_chips else 1
+    edges = [len(canvases) * i // count for i in range(count + 1)]
+    for start, end in itertools.pairwise(edges):
+        yield canvases[start:end], targets.part(start, end), end == len(canvases)
 
 
 def unsynchronised(network: nn.Module) -> contextlib.AbstractContextManager:

@@ -7,6 +7,8 @@ import torch.distributed as dist
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
+from chipgen.errors import Refusal
+
 Norm = Callable[[int], nn.Module]
 
 
@@ -86,6 +88,9 @@ def groups_of(processes: int) -> dist.ProcessGroup | None:
     if processes in (0, world):
         return dist.group.WORLD
     if world % processes:
-        raise ValueError(f"norm_processes = {processes} does not divide {world} processes")
+        raise Refusal(
+            f"model.norm_processes = {processes} does not divide the {world} processes; choose a "
+            f"divisor, or 0 for all"
+        )
     ours, _ = dist.new_subgroups(processes)
     return ours

@@ -1,0 +1,169 @@
+"""The loop within one process: that it learns, what stops it, and what must not change it."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+import training
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from torchvision.ops import batched_nms
+
+from chipgen.errors import Refusal
+from chipgen.storage import LocalFolder
+from train import checkpoint, loop, warp
+from train.order import Order, find_sets, open_index
+from train.processes import Processes
+from train.settings import load_recipe
+from train.stream import ChipReader, Stream
+
+ONE = Processes(0, 1, torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("training")
+    return training.shards(folder, pictures=10), training.recipe(folder)
+
+
+def run(folder, shards, name, *overrides):
+    """Train in this process; gives the state at the end and the log."""
+    recipe = load_recipe(str(name), ["train.workers=0", *overrides])
+    index = open_index(find_sets(str(shards / "shards")))
+    target = LocalFolder(folder / "train")
+    assert loop.train(target, index, recipe, {}, ONE, None) == loop.FINISHED
+    return checkpoint.load_last(target.sub("checkpoints")), training.log(folder)
+
+
+def test_passes_over_parts_of_a_batch_take_the_same_steps(material, tmp_path):
+    double = ("train.precision=fp64", 'model.norm="frozen"', "train.epochs=1")
+    (whole, log), (parts, other) = (
+        run(tmp_path / str(most), *material, *double, f"train.pass_chips={most}") for most in (0, 3)
+    )
+    np.testing.assert_allclose([e["loss"] for e in log], [e["loss"] for e in other], rtol=1e-5)
+    for key, value in whole["model"].items():
+        torch.testing.assert_close(parts["model"][key], value, rtol=1e-6, atol=1e-9, msg=key)
+
+
+def test_averaged_weights_follow_the_model_from_its_start(material, tmp_path):
+    state, _ = run(tmp_path, *material, "train.ema=0.9", "train.epochs=1")
+    distance = [(state["average"][k] - v).abs().max() for k, v in state["model"].items()]
+    assert 0 < max(float(d) for d in distance) < 0.5
+    assert state["average"].keys() == state["model"].keys()
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_the_chips(
+    material, tmp_path, monkeypatch
+):
+    drawn, steps = loop.draw, []
+
+    def poisoned(*arguments):
+        canvases, targets = drawn(*arguments)
+        steps.append(1)
+        if len(steps) == 3:
+            canvases[2, 0, 0, 0] = float("nan")
+        return canvases, targets
+
+    monkeypatch.setattr(loop, "draw", poisoned)
+    frozen = ('model.norm="frozen"', "train.checkpoint_every=1", "train.keep=9")
+    with pytest.raises(Refusal, match=r"step 2: the loss is not finite.*sample train-") as caught:
+        run(tmp_path, *material, *frozen)
+    assert str(caught.value).count("sample") == 1
+    state = checkpoint.load_last(LocalFolder(tmp_path / "train" / "checkpoints"))
+    assert state["step"] == 2
+    assert all(v.isfinite().all() for v in state["model"].values())
+
+
+@pytest.mark.parametrize("form", ["collage", "batch"])
+def test_shrunken_batches_use_each_chip_once_and_finish(material, tmp_path, form):
+    feedback = ('feedback.mode="all"', f'feedback.form="{form}"', "train.epochs=1")
+    state, log = run(tmp_path, *material, *feedback)
+    _, plain = run(tmp_path / "plain", *material, "train.epochs=1")
+    batches, steps = len(plain), len(log)
+    assert steps == batches // 4 + batches % 4  # what is left at the end goes in one by one
+    assert state["place"] == [1, 0]
+    assert sum(e["shrunk_share"] for e in log) == batches // 4
+
+
+def test_feedback_turns_to_collages_when_small_boxes_have_no_share(material, tmp_path):
+    """A threshold of 1 is always met: from the second step on all batches are collages."""
+    _, log = run(tmp_path, *material, 'feedback.mode="feedback"', "feedback.threshold=1")
+    assert [e["shrunk_share"] for e in log[:4]] == [1.0] * 4
+    _, log = run(tmp_path / "b", *material, 'feedback.mode="feedback"', "feedback.threshold=0")
+    assert log[0]["shrunk_share"] == 0
+
+
+def test_both_stores_train_alike(tmp_path):
+    means = []
+    for store in ("source", "canvas"):
+        shards = training.shards(tmp_path / store, pictures=10, store=store)
+        steps = ("train.epochs=8", "train.drops=[]", "train.checkpoint_every=1000")
+        _, log = run(tmp_path / store, shards, training.recipe(tmp_path / store), *steps)
+        means.append(np.array([e["loss"] for e in log])[-40:].mean())
+    assert means[0] == pytest.approx(means[1], rel=0.1)
+
+
+def evaluated(recipe, index, state) -> float:
+    """Give the AP50 of a model on its own chips, each at its level and in its valid range."""
+    model, _ = loop.build(recipe, len(index.classes), ONE)
+    model.load_state_dict(state["model"])
+    model.eval()
+    order = Order(index, len(index), 0)
+    (loaded,) = Stream(ChipReader(index, 0, 0, 1, "stop"), order, (0, 0), 1, 0, pin=False)
+    plain = dataclasses.replace(recipe, augment=warp.AugmentSettings(flip=False))
+    canvases, targets = loop.draw([loaded], plain, ONE.device)
+    with loop.mixed(loop.precision_of(recipe.train, ONE.device), ONE.device):
+        found = model.find(canvases, targets.content)
+    truth, detections = [], []
+    for i in range(len(canvases)):
+        low, high = targets.ranges[i, 0].tolist()
+        for box, label, valid in zip(
+            targets.boxes[i].tolist(), targets.labels[i].tolist(), targets.valid[i].tolist(),
+            strict=True,
+        ):  # fmt: skip
+            if label >= 0:
+                ignored = 0 if valid else 1
+                truth.append({**row(i, box, label), "id": len(truth) + 1, "iscrowd": ignored})
+        scores = found.scores[i]
+        boxes = found.boxes[i].expand(*scores.shape, 4).flatten(0, 1)
+        labels = torch.arange(scores.shape[1]).repeat(len(scores))
+        kept = batched_nms(boxes, scores.flatten(), labels, 0.5)[:100]
+        for k in kept.tolist():
+            entry = row(i, boxes[k].tolist(), int(labels[k]))
+            if low <= entry["area"] ** 0.5 < high:
+                detections.append({**entry, "score": float(scores.flatten()[k])})
+    coco = COCO()
+    coco.dataset = {
+        "images": [{"id": i} for i in range(len(canvases))],
+        "annotations": truth,
+        "categories": [{"id": k} for k in range(len(index.classes))],
+    }
+    coco.createIndex()
+    evaluation = COCOeval(coco, coco.loadRes(detections), "bbox")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    return float(evaluation.stats[1])
+
+
+def row(image: int, box: list[float], label: int) -> dict:
+    x1, y1, x2, y2 = box
+    sides = x2 - x1, y2 - y1
+    return {
+        "image_id": image,
+        "category_id": label,
+        "bbox": [x1, y1, *sides],
+        "area": sides[0] * sides[1],
+    }
+
+
+def test_eight_pictures_are_learned_by_heart(tmp_path):
+    """The default recipe for two CPU cores, on its own pictures: near perfect, or there is a bug."""
+    shards = training.scenes(tmp_path, pictures=8)
+    steps = ("train.epochs=150", "train.drops=[[120, 0.1]]", "augment.flip=false")
+    quiet = ("train.checkpoint_every=1000", "train.log_every=100", "train.ema=0")
+    state, _ = run(tmp_path, shards, "scenes-small", *steps, *quiet)
+    recipe = load_recipe("scenes-small", quiet)
+    index = open_index(find_sets(str(shards / "shards")))
+    assert evaluated(recipe, index, state) >= 0.95
