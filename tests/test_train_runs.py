@@ -43,7 +43,7 @@ def disturbed(run_folder, name, step, number, processes=1):
     while child.poll() is None and len(training.log(run_folder)) < step:
         os.sched_yield()
     if child.poll() is None:
-        os.killpg(child.pid, number) if number == signal.SIGKILL else child.send_signal(number)
+        os.killpg(child.pid, number)  # loader workers too, as a scheduler does
     child.communicate()
     return child.returncode
 

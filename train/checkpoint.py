@@ -8,6 +8,7 @@ and chip.
 import hashlib
 import io
 import logging
+import pickle
 import re
 from typing import Any
 
@@ -32,7 +33,7 @@ class Record(msgspec.Struct, frozen=True):
 
 
 def save(folder: Folder, state: dict[str, Any], keep: int) -> None:
-    """Write a checkpoint and remove the oldest beyond `keep`."""
+    """Write a checkpoint; remove the oldest beyond `keep`, and later ones, which were damaged."""
     sink = io.BytesIO()
     torch.save(state, sink)
     data = sink.getvalue()
@@ -42,7 +43,8 @@ def save(folder: Folder, state: dict[str, Any], keep: int) -> None:
     )
     folder.write(f"{_stem(step)}.pt", data)
     folder.write(f"{_stem(step)}.json", msgspec.json.encode(record) + b"\n")
-    for old in steps(folder)[:-keep]:
+    found = steps(folder)
+    for old in {*found} - {*[s for s in found if s <= step][-keep:]}:
         folder.remove(f"{_stem(old)}.json")
         folder.remove(f"{_stem(old)}.pt")
 
@@ -63,7 +65,10 @@ def load(folder: Folder, step: int) -> dict[str, Any]:
     data = folder.read(f"{_stem(step)}.pt")
     if hashlib.sha256(data).hexdigest() != record.sha256:
         raise ValueError(f"{len(data)} bytes that are not those that were written (sha256)")
-    return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    try:
+        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(f"not a checkpoint: {error}") from error
 
 
 def steps(folder: Folder) -> list[int]:

@@ -24,7 +24,7 @@ class Journal:
         )
         folder.path.mkdir(parents=True, exist_ok=True)
         self._file = (folder.path / LOG).open("ab")
-        self._writer = SummaryWriter(str(folder.path / "tensorboard"), purge_step=step)
+        self._writer = SummaryWriter(str(folder.path / "tensorboard"), purge_step=step + 1)
 
     def __enter__(self) -> "Journal":
         return self

@@ -79,8 +79,12 @@ def train(
     pin = device.type == "cuda"
     stream = Stream(reader, order, place, settings.length, settings.workers, pin)
     meter = Meter(settings, processes)
-    with Stop() as stop, opened_journal(folder, step, order, place, settings, processes) as journal:
-        batches = Taker(iter(stream))
+    with (
+        Stop() as stop,
+        contextlib.closing(iter(stream)) as loaded,
+        opened_journal(folder, step, order, place, settings, processes) as journal,
+    ):
+        batches = Taker(loaded)
         while taken := batches.take(feedback.parts(step)):
             waited = batches.waited
             epoch, number = taken[0].planned.epoch, taken[0].planned.number

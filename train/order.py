@@ -35,6 +35,10 @@ class Index:
     def __len__(self) -> int:
         return len(self.set_of)
 
+    def fits(self, row: int, canvas: tuple[int, int]) -> bool:
+        """Say whether a sample's window fits a canvas (height, width)."""
+        return self.columns["height"][row] <= canvas[0] and self.columns["width"][row] <= canvas[1]
+
     def name(self, row: int) -> str:
         """Say where a sample lies."""
         place = f"{self.sets[self.set_of[row]]}/{self.shards[self.shard_of[row]]}"
@@ -129,13 +133,13 @@ class Order:
         shapes = np.zeros(len(rows), np.int64)
         if self.index.chip_size is None:
             shapes = columns["level"][rows] * 2 + (columns["height"][rows] > columns["width"][rows])
-        batches, rest = [], []
+        batches, left = [], np.zeros(len(rows), bool)
         for shape in np.unique(shapes):
-            of_shape = rows[shapes == shape]
-            whole = len(of_shape) // self.batch * self.batch
-            batches += list(of_shape[:whole].reshape(-1, self.batch))
-            rest.append(of_shape[whole:])
-        mixed = np.concatenate(rest)
+            places = np.flatnonzero(shapes == shape)
+            whole = len(places) // self.batch * self.batch
+            batches += list(rows[places[:whole]].reshape(-1, self.batch))
+            left[places[whole:]] = True
+        mixed = rows[left]  # still in random order: no shape is left out more often than others
         whole = len(mixed) // self.batch * self.batch
         return batches + list(mixed[:whole].reshape(-1, self.batch))
 

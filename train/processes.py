@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 PATIENCE = datetime.timedelta(minutes=10)  # after which a silent process counts as lost
+GRACE = 30  # s that a loader's worker lives on after SIGTERM
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
@@ -70,7 +71,17 @@ class Stop:
         self.signal = number
 
 
-def deaf(_worker: int) -> None:
-    """Let a loader's worker ignore the signals that a scheduler sends to all processes."""
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+def outlive(_worker: int) -> None:
+    """Let a loader's worker live on while its run ends in order.
+
+    A scheduler signals all processes, and a worker that dies takes the step that is under way
+    with it. A second SIGTERM, or time, ends a worker that nobody has told to go.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _wait_a_while)
+
+
+def _wait_a_while(_number: int, _frame) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.alarm(GRACE)

@@ -4,8 +4,9 @@ b chips of this process, G boxes of a chip (padded to the most of the batch), H 
 (padded). A worker gives whole batches, so only one array of pixels crosses between processes.
 """
 
+import itertools
 import zlib
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, fields
 from typing import Literal
 
@@ -19,6 +20,7 @@ from chipgen.errors import Refusal
 from chipgen.shards import Chip, split_sample
 from chipgen.storage import Folder, open_folder
 from train.order import Index, Order, Planned, from_place, share
+from train.processes import outlive
 
 BOXES = 8  # the padded number of boxes is a multiple: a bounded number of shapes
 DRAWS = 1 << 26  # stream of draws: those of each chip in each epoch
@@ -105,7 +107,7 @@ class ChipReader(Dataset):
     def _load(self, planned: Planned) -> Loaded:
         broken: list[str] = []
         ours = share(planned, self.rank, self.world).tolist()
-        samples = [self._whole_sample(row, broken) for row in ours]
+        samples = [self._whole_sample(row, planned.canvas, broken) for row in ours]
         rows = np.array([row for row, *_ in samples], np.int64)
         chips = [chip for *_, chip in samples]
         height = max((chip.stored_size[1] for chip in chips), default=1)
@@ -116,12 +118,16 @@ class ChipReader(Dataset):
         arrays = {"rows": rows, **self._drawn(rows, planned.epoch), **_geometry(chips)}
         return Loaded(planned, pixels, arrays | _boxes(chips), broken)
 
-    def _whole_sample(self, row: int, broken: list[str]) -> tuple[int, np.ndarray, Chip]:
+    def _whole_sample(
+        self, row: int, canvas: tuple[int, int], broken: list[str]
+    ) -> tuple[int, np.ndarray, Chip]:
         """Decode a sample, or the next one in the index that is whole where that is allowed."""
-        for turn in range(TRIES):
-            place = (row + turn) % len(self.index)
+        count = len(self.index)
+        near = (r % count for r in range(row, row + count) if self.index.fits(r % count, canvas))
+        for tried, place in enumerate(itertools.islice(near, TRIES), 1):
             try:
                 jpg, chip = self.read(place)
+                _check(chip, len(self.index.classes))
                 return place, _decoded(jpg, chip), chip
             except (ValueError, OSError) as error:
                 reason = f"{self.index.name(place)}: {error}"
@@ -131,7 +137,7 @@ class ChipReader(Dataset):
                     f"samples with train.on_broken = 'replace'"
                 )
             broken.append(reason)
-        raise Refusal(f"{reason}; {TRIES} samples in a row are broken")
+        raise Refusal(f"{reason}; {tried} samples in a row are broken")
 
     def _drawn(self, rows: np.ndarray, epoch: int) -> dict[str, np.ndarray]:
         """Draw the random numbers of each chip in this epoch, whoever reads it."""
@@ -159,9 +165,11 @@ class Stream:
             num_workers=workers,
             pin_memory=pin,
             prefetch_factor=3 if workers else None,
+            worker_init_fn=outlive,
         )
 
-    def __iter__(self) -> Iterator[Loaded]:
+    def __iter__(self) -> Generator[Loaded, None, None]:
+        """Yield batches; closing the generator ends the workers."""
         for loaded in self._loader:
             if isinstance(loaded, Refusal):
                 raise loaded
@@ -176,6 +184,17 @@ class _Places:
 
     def __iter__(self) -> Iterator[Planned]:
         return from_place(self.order, *self.place, self.epochs)
+
+
+def _check(chip: Chip, classes: int) -> None:
+    """Refuse a record whose parts don't belong together."""
+    count = len(chip.boxes)
+    if {len(chip.labels), len(chip.valid), len(chip.crowd)} != {count}:
+        raise ValueError(f"{count} boxes, but not as many labels and flags")
+    if any(len(box) != 4 for box in chip.boxes):
+        raise ValueError("a box that has not four numbers")
+    if any(not 0 <= label < classes for label in chip.labels):
+        raise ValueError(f"a label that is none of the {classes} classes")
 
 
 def _decoded(jpg: bytes, chip: Chip) -> np.ndarray:

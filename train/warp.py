@@ -7,7 +7,7 @@ along y and one along x for each chip: two batched products, the same code on ev
 
 import itertools
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 
@@ -72,29 +72,24 @@ def collage(
     Training).
     """
     side = math.isqrt(len(batches))
-    cell = canvas[0] // side, canvas[1] // side
-    drawn = [_draw(batch, cell, settings, 1 / side, dtype) for batch in batches]
+    drawn, cell = _shrink(batches, canvas, settings, dtype)
     rows = [torch.cat([c for c, _ in drawn[r * side : (r + 1) * side]], 3) for r in range(side)]
-    targets = [t for _, t in drawn]
-    shifts = [
-        torch.tensor([x, y, x, y], dtype=torch.float32, device=targets[0].boxes.device)
-        for y, x in itertools.product(
-            range(0, cell[0] * side, cell[0]), range(0, cell[1] * side, cell[1])
-        )
-    ]
-    boxes = torch.cat([t.boxes + shift for t, shift in zip(targets, shifts, strict=True)], 1)
-    labels = torch.cat([t.labels for t in targets], 1)
-    return torch.cat(rows, 2).contiguous(memory_format=torch.channels_last), Targets(
-        boxes=boxes,
-        labels=torch.where(_areas(boxes) < smallest, -1, labels),
-        valid=torch.cat([t.valid for t in targets], 1),
-        crowd=torch.cat([t.crowd for t in targets], 1),
-        ranges=torch.cat([t.ranges for t in targets], 1),
-        content=torch.full_like(targets[0].content, 0)
-        + torch.tensor([canvas[1], canvas[0]], dtype=torch.float32, device=boxes.device),
+    stitched = torch.cat(rows, 2)
+    missing = canvas[0] - stitched.shape[2], canvas[1] - stitched.shape[3]
+    stitched = torch.nn.functional.pad(stitched, (0, missing[1], 0, missing[0]))
+    device = batches[0].boxes.device
+    corners = itertools.product(range(side), range(side))
+    targets = []
+    for (y, x), (_, of_cell) in zip(corners, drawn, strict=True):
+        shift = torch.tensor([x * cell[1], y * cell[0]] * 2, dtype=torch.float32, device=device)
+        targets.append(replace(of_cell, boxes=of_cell.boxes + shift))
+    whole = torch.tensor(canvas[::-1], dtype=torch.float32, device=device)
+    joined = replace(
+        _joined(targets, 1, smallest),
+        content=whole.expand(len(stitched), 2),
         draws=targets[0].draws,
-        cell=cell,
     )
+    return stitched.contiguous(memory_format=torch.channels_last), joined
 
 
 def shrunk(
@@ -105,22 +100,38 @@ def shrunk(
     dtype: torch.dtype,
 ) -> tuple[torch.Tensor, Targets]:
     """Draw k batches side by side in the batch dimension, at 1/k of the area: nothing stitched."""
-    side = math.isqrt(len(batches))
-    cell = canvas[0] // side, canvas[1] // side
-    drawn = [_draw(batch, cell, settings, 1 / side, dtype) for batch in batches]
+    drawn, _ = _shrink(batches, canvas, settings, dtype)
     most = max(t.boxes.shape[1] for _, t in drawn)
     targets = [_padded(t, most) for _, t in drawn]
-    boxes = torch.cat([t.boxes for t in targets])
-    labels = torch.cat([t.labels for t in targets])
-    return torch.cat([c for c, _ in drawn]), Targets(
+    return torch.cat([c for c, _ in drawn]), _joined(targets, 0, smallest)
+
+
+def _shrink(
+    batches: list[Batch], canvas: tuple[int, int], settings: AugmentSettings, dtype: torch.dtype
+) -> tuple[list[tuple[torch.Tensor, Targets]], tuple[int, int]]:
+    """Draw k = n x n batches at 1/n of their size; gives the size of such a cell as well."""
+    side = math.isqrt(len(batches))
+    cell = canvas[0] // side, canvas[1] // side
+    zoom = min(cell[0] / canvas[0], cell[1] / canvas[1])  # 1 / side, or what whole pixels leave
+    return [_draw(batch, cell, settings, zoom, dtype) for batch in batches], cell
+
+
+def _joined(targets: list[Targets], axis: int, smallest: float) -> Targets:
+    """Put targets together, by canvas (0) or within canvases (1), without the smallest boxes."""
+
+    def together(name: str) -> torch.Tensor:
+        return torch.cat([getattr(t, name) for t in targets], axis)
+
+    boxes = together("boxes")
+    return Targets(
         boxes=boxes,
-        labels=torch.where(_areas(boxes) < smallest, -1, labels),
-        valid=torch.cat([t.valid for t in targets]),
-        crowd=torch.cat([t.crowd for t in targets]),
-        ranges=torch.cat([t.ranges for t in targets]),
+        labels=torch.where(_areas(boxes) < smallest, -1, together("labels")),
+        valid=together("valid"),
+        crowd=together("crowd"),
+        ranges=together("ranges"),
         content=torch.cat([t.content for t in targets]),
         draws=torch.cat([t.draws for t in targets]),
-        cell=cell,
+        cell=targets[0].cell,
     )
 
 
@@ -228,13 +239,10 @@ def _padded(targets: Targets, most: int) -> Targets:
     """Pad the boxes of targets to a number."""
     more = most - targets.boxes.shape[1]
     pad = torch.nn.functional.pad
-    return Targets(
+    return replace(
+        targets,
         boxes=pad(targets.boxes, (0, 0, 0, more)),
         labels=pad(targets.labels, (0, more), value=-1),
         valid=pad(targets.valid, (0, more)),
         crowd=pad(targets.crowd, (0, more)),
-        ranges=targets.ranges,
-        content=targets.content,
-        draws=targets.draws,
-        cell=targets.cell,
     )
