@@ -7,7 +7,6 @@ KEY.json; both can be had with one positioned read.
 
 import functools
 import re
-import tarfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -279,16 +278,24 @@ def _padding(size: int) -> bytes:
 
 def _member(data: bytes, suffix: str) -> tuple[str, bytes, bytes]:
     """Take the first member off: key, body, what follows."""
-    try:
-        info = tarfile.TarInfo.frombuf(data[:BLOCK], "ascii", "strict")
-    except (tarfile.HeaderError, UnicodeDecodeError) as error:
+    head = data[:BLOCK]
+    try:  # as tarfile does, which takes ten times as long
+        name, size = head[:100].rstrip(b"\0").decode("ascii"), _octal(head[124:136])
+        stated, found = _octal(head[148:156]), sum(head) - sum(head[148:156]) + 8 * ord(" ")
+    except ValueError as error:
         raise ValueError(f"no tar header: {error}") from error
-    if not info.name.endswith(suffix):
-        raise ValueError(f"member {info.name!r} where a {suffix} should be")
-    end = BLOCK + info.size
+    if len(head) < BLOCK or stated != found:
+        raise ValueError("no tar header: its checksum is wrong")
+    if not name.endswith(suffix):
+        raise ValueError(f"member {name!r} where a {suffix} should be")
+    end = BLOCK + size
     if end > len(data):
-        raise ValueError(f"member {info.name!r} is cut off")
-    return info.name[: -len(suffix)], data[BLOCK:end], data[end + -end % BLOCK :]
+        raise ValueError(f"member {name!r} is cut off")
+    return name[: -len(suffix)], data[BLOCK:end], data[end + -end % BLOCK :]
+
+
+def _octal(field: bytes) -> int:
+    return int(field.rstrip(b" \0") or b"0", 8)
 
 
 _BLANK_SUM = sum(_blank_header())  # a checksum is taken with its own field as blanks

@@ -140,9 +140,8 @@ def decode_floor(jpegs: list[bytes]) -> float:
 def our_loader(index: Index) -> float:
     """Take every batch of some epochs; s a chip."""
     order = Order(index, LOADER_BATCH, 0)
-    stream = Stream(
-        ChipReader(index, 0, 0, 1, "stop"), order, (0, 0), LOADER_EPOCHS, WORKERS, False
-    )
+    reader = ChipReader(index, 0, 0, 1, "stop")
+    stream = Stream(reader, order, (0, 0), LOADER_EPOCHS, WORKERS, pin=False, holds=1)
     return per_chip(len(loaded.pixels) for loaded in stream)
 
 

@@ -109,12 +109,12 @@ def test_after_walks_through_every_batch_of_every_epoch():
     rounds = np.array([1] * 9 + [2, 1] * 4)  # rows 9, 11, 13, 15 come in odd epochs only
     order = Order(made_up_index(17, rounds=rounds), 2, seed=0)
     assert [order.length(epoch) for epoch in (0, 1)] == [6, 8]
-    place, walked = (0, 0), []
-    while place[0] < 4:
-        walked.append(place)
+    places = [(e, n) for e in range(4) for n in range(order.length(e))]
+    place = (0, 0)
+    for expected in places:
+        assert place == expected
         epoch, number = place
         place = order.after(order.epoch(epoch)[number])
-    assert walked == [(e, n) for e in range(4) for n in range(order.length(e))]
     assert place == (4, 0)
 
 

@@ -77,7 +77,8 @@ def train(
 
     reader = ChipReader(index, settings.seed, processes.rank, processes.world, settings.on_broken)
     pin = device.type == "cuda"
-    stream = Stream(reader, order, place, settings.length, settings.workers, pin)
+    holds = recipe.feedback.parts + 1
+    stream = Stream(reader, order, place, settings.length, settings.workers, pin, holds)
     meter = Meter(settings, processes)
     with (
         Stop() as stop,

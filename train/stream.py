@@ -5,15 +5,16 @@ b chips of this process, G boxes of a chip (padded to the most of the batch), H 
 """
 
 import itertools
+import math
 import zlib
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import numpy as np
 import simplejpeg
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from chipgen import draws
 from chipgen.errors import Refusal
@@ -26,6 +27,8 @@ BOXES = 8  # the padded number of boxes is a multiple: a bounded number of shape
 DRAWS = 1 << 26  # stream of draws: those of each chip in each epoch
 DRAWN = 5  # numbers a chip: flip, brightness, contrast, colour, choice of anchors
 TRIES = 16  # samples that are tried in place of a broken one
+AHEAD = 3  # batches that a worker makes before they are asked for
+MARGIN = 4  # px that a stored chip may be larger than its canvas
 MAX_PIXELS = 1 << 26  # of a stored chip
 
 
@@ -58,13 +61,10 @@ class Loaded:
     """What a worker hands over: small arrays travel by value, the pixels by shared memory."""
 
     planned: Planned
-    pixels: torch.Tensor
+    pixels: torch.Tensor | None  # None on the way from a worker that has memory of its own
     arrays: dict[str, np.ndarray]
     broken: list[str]  # samples that others stand in for
-
-    def pin_memory(self) -> "Loaded":
-        """Let the device fetch the pixels without waiting (called by the DataLoader)."""
-        return Loaded(self.planned, self.pixels.pin_memory(), self.arrays, self.broken)
+    slot: tuple[int, int, int] | None = None  # in place of pixels: worker, place, bytes
 
     def batch(self) -> Batch:
         """Give it as tensors."""
@@ -80,6 +80,9 @@ class ChipReader(Dataset):
     ):
         self.index, self.seed, self.rank, self.world = index, seed, rank, world
         self.on_broken = on_broken
+        self.slots: torch.Tensor | None = None  # (workers, places, bytes) shared; see Stream
+        self._turn = 0
+        self._scratch = np.empty(0, np.uint8)
         self._folders: list[Folder] | None = None
 
     def __getitem__(self, planned: Planned) -> Loaded | Refusal:
@@ -112,23 +115,46 @@ class ChipReader(Dataset):
         chips = [chip for *_, chip in samples]
         height = max((chip.stored_size[1] for chip in chips), default=1)
         width = max((chip.stored_size[0] for chip in chips), default=1)
-        pixels = torch.empty((len(chips), height, width, 3), dtype=torch.uint8)
-        for target, (_, image, _) in zip(pixels.numpy(), samples, strict=True):
-            target[: image.shape[0], : image.shape[1]] = image
+        pixels, slot = self._memory((len(chips), height, width, 3))
+        for target, (_, jpg, chip) in zip(pixels.numpy(), samples, strict=True):
+            self._decode(jpg, chip, target)
         arrays = {"rows": rows, **self._drawn(rows, planned.epoch), **_geometry(chips)}
-        return Loaded(planned, pixels, arrays | _boxes(chips), broken)
+        return Loaded(planned, None if slot else pixels, arrays | _boxes(chips), broken, slot)
+
+    def _memory(self, shape: tuple[int, ...]) -> tuple[torch.Tensor, tuple[int, int, int] | None]:
+        """Give memory for pixels: the next place of this worker's own, or fresh."""
+        worker = get_worker_info()
+        if self.slots is None or worker is None:
+            return torch.empty(shape, dtype=torch.uint8), None
+        places, size = self.slots.shape[1:]
+        place, count = self._turn % places, math.prod(shape)
+        if count > size:
+            return torch.empty(shape, dtype=torch.uint8), None
+        self._turn += 1
+        return self.slots[worker.id, place, :count].view(shape), (worker.id, place, count)
+
+    def _decode(self, jpg: bytes, chip: Chip, target: np.ndarray) -> None:
+        """Decode into the upper left corner of (H, W, 3)."""
+        width, height = chip.stored_size
+        if width == target.shape[1]:  # rows without gaps
+            simplejpeg.decode_jpeg(jpg, "RGB", buffer=target[:height])
+            return
+        if self._scratch.size < height * width * 3:
+            self._scratch = np.empty(height * width * 3, np.uint8)
+        target[:height, :width] = simplejpeg.decode_jpeg(jpg, "RGB", buffer=self._scratch)
 
     def _whole_sample(
         self, row: int, canvas: tuple[int, int], broken: list[str]
-    ) -> tuple[int, np.ndarray, Chip]:
-        """Decode a sample, or the next one in the index that is whole where that is allowed."""
+    ) -> tuple[int, bytes, Chip]:
+        """Read a sample, or the next one in the index that is whole where that is allowed."""
         count = len(self.index)
         near = (r % count for r in range(row, row + count) if self.index.fits(r % count, canvas))
-        for tried, place in enumerate(itertools.islice(near, TRIES), 1):
+        tried = list(itertools.islice(near, TRIES))
+        for place in tried:
             try:
                 jpg, chip = self.read(place)
-                _check(chip, len(self.index.classes))
-                return place, _decoded(jpg, chip), chip
+                _check(jpg, chip, len(self.index.classes))
+                return place, jpg, chip
             except (ValueError, OSError) as error:
                 reason = f"{self.index.name(place)}: {error}"
             if self.on_broken == "stop":
@@ -137,7 +163,7 @@ class ChipReader(Dataset):
                     f"samples with train.on_broken = 'replace'"
                 )
             broken.append(reason)
-        raise Refusal(f"{reason}; {tried} samples in a row are broken")
+        raise Refusal(f"{reason}; {len(tried)} samples in a row are broken")
 
     def _drawn(self, rows: np.ndarray, epoch: int) -> dict[str, np.ndarray]:
         """Draw the random numbers of each chip in this epoch, whoever reads it."""
@@ -147,7 +173,12 @@ class ChipReader(Dataset):
 
 
 class Stream:
-    """Batches of one process from a place in the order to the end of the last epoch."""
+    """Batches of one process from a place in the order to the end of the last epoch.
+
+    Fresh shared memory for each batch costs more than decoding into it. Where the consumer says how
+    many batches it `holds` at a time, each worker has places of its own and goes round them: a
+    batch is then good until so many others have been taken.
+    """
 
     def __init__(
         self,
@@ -157,14 +188,23 @@ class Stream:
         epochs: int,
         workers: int,
         pin: bool,
+        holds: int = 0,
     ):
+        self.pin = pin
+        index = reader.index
+        if workers and holds and index.chip_size is not None:
+            # a worker makes up to AHEAD batches, and another when one of them is taken
+            chips = -(-order.batch // reader.world)
+            size = chips * (index.chip_size + MARGIN) ** 2 * 3
+            places = torch.empty((workers, AHEAD + holds, size), dtype=torch.uint8)
+            reader.slots = places.share_memory_()
+        self._slots = reader.slots
         self._loader = DataLoader(
             reader,
             sampler=_Places(order, place, epochs),
             batch_size=None,  # a sample of the loader is a batch of ours
             num_workers=workers,
-            pin_memory=pin,
-            prefetch_factor=3 if workers else None,
+            prefetch_factor=AHEAD if workers else None,
             worker_init_fn=outlive,
         )
 
@@ -173,7 +213,14 @@ class Stream:
         for loaded in self._loader:
             if isinstance(loaded, Refusal):
                 raise loaded
-            yield loaded
+            pixels = loaded.pixels
+            if loaded.slot is not None:
+                worker, place, count = loaded.slot
+                b, stored = len(loaded.arrays["rows"]), loaded.arrays["stored"]
+                width, height = stored.max(0).astype(int).tolist()
+                pixels = self._slots[worker, place, :count].view(b, height, width, 3)
+            # pinned memory is the device's to fetch from while the worker writes anew
+            yield replace(loaded, pixels=pixels.pin_memory() if self.pin else pixels, slot=None)
 
 
 class _Places:
@@ -186,8 +233,8 @@ class _Places:
         return from_place(self.order, *self.place, self.epochs)
 
 
-def _check(chip: Chip, classes: int) -> None:
-    """Refuse a record whose parts don't belong together."""
+def _check(jpg: bytes, chip: Chip, classes: int) -> None:
+    """Refuse a sample whose parts don't belong together."""
     count = len(chip.boxes)
     if {len(chip.labels), len(chip.valid), len(chip.crowd)} != {count}:
         raise ValueError(f"{count} boxes, but not as many labels and flags")
@@ -195,16 +242,12 @@ def _check(chip: Chip, classes: int) -> None:
         raise ValueError("a box that has not four numbers")
     if any(not 0 <= label < classes for label in chip.labels):
         raise ValueError(f"a label that is none of the {classes} classes")
-
-
-def _decoded(jpg: bytes, chip: Chip) -> np.ndarray:
     width, height = chip.stored_size
     if width * height > MAX_PIXELS:
         raise ValueError(f"{width}x{height} pixels, more than a chip may have")
     found = simplejpeg.decode_jpeg_header(jpg)[:2]
     if found != (height, width):
         raise ValueError(f"the JPEG has {found[1]}x{found[0]} pixels, its record {width}x{height}")
-    return simplejpeg.decode_jpeg(jpg, "RGB")
 
 
 def _geometry(chips: list[Chip]) -> dict[str, np.ndarray]:
