@@ -2,7 +2,7 @@ import dataclasses
 import json
 import pickle
 import zlib
-from collections import Counter
+from collections import Counter, deque
 from pathlib import Path
 
 import made_up
@@ -66,9 +66,12 @@ def expected(sets):
     return found
 
 
-def loaded(index, rank=0, world=1, workers=0, place=(0, 0), epochs=1, batch=BATCH, broken="stop"):
+def loaded(
+    index, rank=0, world=1, workers=0, place=(0, 0), epochs=1, batch=BATCH, broken="stop", holds=0
+):
     reader = ChipReader(index, SEED, rank, world, broken)
-    return Stream(reader, Order(index, batch, SEED), place, epochs, workers, pin=False)
+    order = Order(index, batch, SEED)
+    return Stream(reader, order, place, epochs, workers, pin=False, holds=holds)
 
 
 def chips_of(index: Index, batch: Loaded) -> list[tuple]:
@@ -138,10 +141,11 @@ def test_one_shard_serves_four_processes(tmp_path, workers):
     assert batches == global_batches(one)
 
 
-def test_a_process_without_a_chip_in_the_batch_gets_an_empty_one(index):
+@pytest.mark.parametrize(("workers", "holds"), [(0, 0), (1, 0), (1, 2)])
+def test_a_process_without_a_chip_in_the_batch_gets_an_empty_one(index, workers, holds):
     batches = global_batches(index, world=4, batch=2)
     assert batches == global_batches(index, batch=2)
-    empty = next(iter(loaded(index, 0, 4, batch=2))).batch()
+    empty = next(iter(loaded(index, 0, 4, workers, batch=2, holds=holds))).batch()
     assert all(len(getattr(empty, f.name)) == 0 for f in dataclasses.fields(empty))
     assert empty.boxes.shape[1:] == (stream.BOXES, 4)
     assert empty.draws.shape[1:] == (stream.DRAWN,)
@@ -162,6 +166,16 @@ def test_a_stream_begun_at_any_place_yields_exactly_the_rest(index, undisturbed,
 def test_a_stream_with_workers_may_be_left_early(index, undisturbed):
     first = next(iter(loaded(index, workers=2)))
     assert chips_of(index, first) == undisturbed[0][0]
+
+
+@pytest.mark.parametrize("holds", [1, 2, 5])
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_batches_stay_as_they_are_while_they_are_held(index, undisturbed, workers, holds):
+    held = deque(maxlen=holds)
+    batches = loaded(index, workers=workers, epochs=3, holds=holds)
+    for batch, (chips, _) in zip(batches, undisturbed, strict=True):
+        held.append((batch, chips))
+        assert all(chips_of(index, one) == expected for one, expected in held)
 
 
 def test_pixels_and_boxes_are_those_of_the_sample(index, expected):

@@ -66,6 +66,7 @@ def batch_of(chips, padded=4):
         crowd=torch.from_numpy(labels % 5 == 0),
         ranges=column([chip.range for chip in chips]),
         draws=column([chip.draws for chip in chips]),
+        sizes=tuple(chip.pixels.shape[1::-1] for chip in chips),
     )
 
 

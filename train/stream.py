@@ -48,12 +48,34 @@ class Batch:
     crowd: torch.Tensor  # (b, G) bool
     ranges: torch.Tensor  # (b, 2) valid range in chip px
     draws: torch.Tensor  # (b, DRAWN) in [0, 1)
+    sizes: tuple[tuple[int, int], ...]  # what `stored` says, for the host to know without asking
 
     def to(self, device: torch.device) -> "Batch":
         """Move to a device; from pinned memory without waiting."""
-        return Batch(
-            **{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)}
-        )
+
+        def moved(values: torch.Tensor | tuple) -> torch.Tensor | tuple:
+            tensor = isinstance(values, torch.Tensor)
+            return values.to(device, non_blocking=True) if tensor else values
+
+        return Batch(**{f.name: moved(getattr(self, f.name)) for f in fields(self)})
+
+    def alike(self, groups: int) -> Iterator[tuple[torch.Tensor, "Batch"]]:
+        """Take it apart into chips of like size, without their padding: places (g,) and chips."""
+        order = sorted(range(len(self.sizes)), key=lambda i: self.sizes[i])
+        edges = [len(order) * g // groups for g in range(groups + 1)]
+        for start, end in itertools.pairwise(edges):
+            if start == end:
+                continue
+            chosen = order[start:end]
+            places = torch.tensor(chosen, device=self.rows.device)
+            width, height = (max(self.sizes[i][axis] for i in chosen) for axis in (0, 1))
+            tight = replace(self, pixels=self.pixels[:, :height, :width])
+
+            def taken(values: torch.Tensor | tuple, chosen=chosen, places=places):
+                tensor = isinstance(values, torch.Tensor)
+                return values[places] if tensor else tuple(values[i] for i in chosen)
+
+            yield places, Batch(**{f.name: taken(getattr(tight, f.name)) for f in fields(tight)})
 
 
 @dataclass(frozen=True)
@@ -69,7 +91,8 @@ class Loaded:
     def batch(self) -> Batch:
         """Give it as tensors."""
         small = {name: torch.from_numpy(array) for name, array in self.arrays.items()}
-        return Batch(pixels=self.pixels, **small)
+        sizes = tuple(map(tuple, self.arrays["stored"].astype(int).tolist()))
+        return Batch(pixels=self.pixels, **small, sizes=sizes)
 
 
 class ChipReader(Dataset):

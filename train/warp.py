@@ -15,6 +15,7 @@ from train.stream import Batch
 
 MEAN = (123.675, 116.28, 103.53)  # of the pictures that torchvision's weights have seen
 STD = (58.395, 57.12, 57.375)
+GROUPS = 4  # of chips of like size in a batch: fewer products with padding, in larger pieces
 LUMA = (0.299, 0.587, 0.114)
 
 
@@ -143,20 +144,15 @@ def _draw(
     dtype: torch.dtype,
 ) -> tuple[torch.Tensor, Targets]:
     """Draw chips at `zoom` times their size, each in the upper left corner of its canvas."""
+    b, device = len(batch.rows), batch.rows.device
+    canvases = torch.empty(
+        (b, 3, *canvas), dtype=dtype, device=device, memory_format=torch.channels_last
+    )
+    for places, part in batch.alike(GROUPS):
+        drawn = _resized(part, canvas, settings, zoom, dtype)
+        canvases[places] = drawn.contiguous(memory_format=torch.channels_last)
     content = batch.window * zoom  # (b, 2)
-    flips = batch.draws[:, 0] < 0.5 if settings.flip else torch.zeros_like(batch.draws[:, 0]).bool()
-    scale, offset = batch.scale * zoom, batch.offset * zoom
-    axes = zip(
-        canvas[::-1], batch.pixels.shape[2:0:-1], (flips, torch.zeros_like(flips)), strict=True
-    )
-    along_x, along_y = (
-        _weights(count, taps, scale[:, k], offset[:, k], batch.stored[:, k], content[:, k], mirror)
-        for k, (count, taps, mirror) in enumerate(axes)
-    )
-    pixels = _normalised(batch, settings, dtype)
-    tall = along_y.to(dtype) @ pixels  # (b, h, W * 3)
-    planes = tall.unflatten(2, (-1, 3)).permute(0, 3, 1, 2)  # (b, 3, h, W)
-    drawn = planes @ along_x.to(dtype)[:, None].mT  # (b, 3, h, w)
+    flips = _flips(batch, settings)
     width = content[:, None, :1]
     boxes = batch.boxes * zoom
     mirrored = torch.stack(
@@ -168,7 +164,7 @@ def _draw(
         ],
         -1,
     )
-    return drawn.contiguous(memory_format=torch.channels_last), Targets(
+    return canvases, Targets(
         boxes=torch.where(flips[:, None, None], mirrored, boxes),
         labels=batch.labels,
         valid=batch.valid,
@@ -178,6 +174,34 @@ def _draw(
         draws=batch.draws[:, 4],
         cell=(float(canvas[0]), float(canvas[1])),
     )
+
+
+def _resized(
+    batch: Batch,
+    canvas: tuple[int, int],
+    settings: AugmentSettings,
+    zoom: float,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """Resize, flip and pad chips: (b, 3, h, w)."""
+    content, flips = batch.window * zoom, _flips(batch, settings)
+    scale, offset = batch.scale * zoom, batch.offset * zoom
+    axes = zip(
+        canvas[::-1], batch.pixels.shape[2:0:-1], (flips, torch.zeros_like(flips)), strict=True
+    )
+    along_x, along_y = (
+        _weights(count, taps, scale[:, k], offset[:, k], batch.stored[:, k], content[:, k], mirror)
+        for k, (count, taps, mirror) in enumerate(axes)
+    )
+    pixels = _normalised(batch, settings, dtype)
+    tall = along_y.to(dtype) @ pixels  # (b, h, W * 3)
+    planes = tall.unflatten(2, (-1, 3)).permute(0, 3, 1, 2)  # (b, 3, h, W)
+    return planes @ along_x.to(dtype)[:, None].mT
+
+
+def _flips(batch: Batch, settings: AugmentSettings) -> torch.Tensor:
+    """Say which chips are mirrored, (b,)."""
+    return (batch.draws[:, 0] < 0.5) & settings.flip
 
 
 def _weights(
