@@ -86,7 +86,8 @@ class Loaded:
     pixels: torch.Tensor | None  # None on the way from a worker that has memory of its own
     arrays: dict[str, np.ndarray]
     broken: list[str]  # samples that others stand in for
-    slot: tuple[int, int, int] | None = None  # in place of pixels: worker, place, bytes
+    # in place of pixels: worker, place, shape
+    slot: tuple[int, int, tuple[int, int, int, int]] | None = None
 
     def batch(self) -> Batch:
         """Give it as tensors."""
@@ -105,6 +106,7 @@ class ChipReader(Dataset):
         self.on_broken = on_broken
         self.slots: torch.Tensor | None = None  # (workers, places, bytes) shared; see Stream
         self._turn = 0
+        self._undecodable: dict[int, str] = {}
         self._scratch = np.empty(0, np.uint8)
         self._folders: list[Folder] | None = None
 
@@ -131,20 +133,32 @@ class ChipReader(Dataset):
         return jpg, chip
 
     def _load(self, planned: Planned) -> Loaded:
-        broken: list[str] = []
-        ours = share(planned, self.rank, self.world).tolist()
-        samples = [self._whole_sample(row, planned.canvas, broken) for row in ours]
+        while True:
+            broken: list[str] = []
+            ours = share(planned, self.rank, self.world).tolist()
+            samples = [self._whole_sample(row, planned.canvas, broken) for row in ours]
+            chips = [chip for *_, chip in samples]
+            height = max((chip.stored_size[1] for chip in chips), default=1)
+            width = max((chip.stored_size[0] for chip in chips), default=1)
+            pixels, slot = self._memory((len(chips), height, width, 3))
+            if self._decode_all(samples, pixels.numpy()):
+                break  # else once more, without what turned out to be broken
+        self._turn += 1
         rows = np.array([row for row, *_ in samples], np.int64)
-        chips = [chip for *_, chip in samples]
-        height = max((chip.stored_size[1] for chip in chips), default=1)
-        width = max((chip.stored_size[0] for chip in chips), default=1)
-        pixels, slot = self._memory((len(chips), height, width, 3))
-        for target, (_, jpg, chip) in zip(pixels.numpy(), samples, strict=True):
-            self._decode(jpg, chip, target)
         arrays = {"rows": rows, **self._drawn(rows, planned.epoch), **_geometry(chips)}
         return Loaded(planned, None if slot else pixels, arrays | _boxes(chips), broken, slot)
 
-    def _memory(self, shape: tuple[int, ...]) -> tuple[torch.Tensor, tuple[int, int, int] | None]:
+    def _decode_all(self, samples: list[tuple[int, bytes, Chip]], pixels: np.ndarray) -> bool:
+        """Decode samples into (b, H, W, 3); False where one can't be, which is remembered."""
+        for target, (row, jpg, chip) in zip(pixels, samples, strict=True):
+            try:
+                self._decode(jpg, chip, target)
+            except ValueError as error:
+                self._undecodable[row] = str(error)
+                return False
+        return True
+
+    def _memory(self, shape: tuple[int, int, int, int]) -> tuple[torch.Tensor, tuple | None]:
         """Give memory for pixels: the next place of this worker's own, or fresh."""
         worker = get_worker_info()
         if self.slots is None or worker is None:
@@ -153,8 +167,7 @@ class ChipReader(Dataset):
         place, count = self._turn % places, math.prod(shape)
         if count > size:
             return torch.empty(shape, dtype=torch.uint8), None
-        self._turn += 1
-        return self.slots[worker.id, place, :count].view(shape), (worker.id, place, count)
+        return self.slots[worker.id, place, :count].view(shape), (worker.id, place, shape)
 
     def _decode(self, jpg: bytes, chip: Chip, target: np.ndarray) -> None:
         """Decode into the upper left corner of (H, W, 3)."""
@@ -172,9 +185,10 @@ class ChipReader(Dataset):
         """Read a sample, or the next one in the index that is whole where that is allowed."""
         count = len(self.index)
         near = (r % count for r in range(row, row + count) if self.index.fits(r % count, canvas))
-        tried = list(itertools.islice(near, TRIES))
-        for place in tried:
+        for tried, place in enumerate(itertools.islice(near, TRIES), 1):  # noqa: B007
             try:
+                if place in self._undecodable:
+                    raise ValueError(self._undecodable[place])
                 jpg, chip = self.read(place)
                 _check(jpg, chip, len(self.index.classes))
                 return place, jpg, chip
@@ -186,7 +200,7 @@ class ChipReader(Dataset):
                     f"samples with train.on_broken = 'replace'"
                 )
             broken.append(reason)
-        raise Refusal(f"{reason}; {len(tried)} samples in a row are broken")
+        raise Refusal(f"{reason}; {tried} samples in a row are broken")
 
     def _drawn(self, rows: np.ndarray, epoch: int) -> dict[str, np.ndarray]:
         """Draw the random numbers of each chip in this epoch, whoever reads it."""
@@ -238,10 +252,8 @@ class Stream:
                 raise loaded
             pixels = loaded.pixels
             if loaded.slot is not None:
-                worker, place, count = loaded.slot
-                b, stored = len(loaded.arrays["rows"]), loaded.arrays["stored"]
-                width, height = stored.max(0).astype(int).tolist()
-                pixels = self._slots[worker, place, :count].view(b, height, width, 3)
+                worker, place, shape = loaded.slot
+                pixels = self._slots[worker, place, : math.prod(shape)].view(shape)
             # pinned memory is the device's to fetch from while the worker writes anew
             yield replace(loaded, pixels=pixels.pin_memory() if self.pin else pixels, slot=None)
 
