@@ -82,8 +82,7 @@ def test_deformable_convolutions_begin_as_plain_ones():
     canvases, _ = batch(1)
     plain, deformable = (detector(backbone="resnet50", deformable=d).eval() for d in (False, True))
     shared = {k: v for k, v in deformable.state_dict().items() if "offset" not in k}
-    names = {k.replace("conv2.weight", "conv2.weight"): v for k, v in shared.items()}
-    plain.load_state_dict(names, strict=False)
+    plain.load_state_dict(shared, strict=False)
     for a, b in zip(plain.backbone(canvases), deformable.backbone(canvases), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
@@ -154,8 +153,20 @@ def test_weights_come_from_a_file_and_a_wrong_one_is_refused(tmp_path):
     for name, said in ((bad, "not a file of weights"), (tmp_path / "no.pt", "no such file")):
         with pytest.raises(Refusal, match=said):
             detector(backbone="resnet18", weights=str(name))
+    with pytest.raises(Refusal, match="none of DEFAULT, IMAGENET1K_V1"):
+        detector(backbone="resnet18", weights="IMAGENET")
     with pytest.raises(Refusal, match="does not fit"):
         detector(backbone="resnet34", weights=str(good))
+
+
+def test_weights_that_cannot_be_fetched_are_told_of_with_a_remedy(monkeypatch, tmp_path):
+    def offline(*_, **__):
+        raise OSError("no route to host")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
+    with pytest.raises(Refusal, match=r"fetched \(no route to host\); give a file"):
+        detector(backbone="resnet18", weights="DEFAULT")
 
 
 def test_settings_that_cannot_be_are_refused():

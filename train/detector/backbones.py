@@ -159,7 +159,7 @@ def _with_weights(build_net: Callable, weights: str, norm: Norm) -> nn.Module:
         return build_net(weights=None, norm_layer=norm)
     state = _weights_file(weights) if "." in weights or "/" in weights else None
     if state is None:
-        return build_net(weights=weights, norm_layer=norm)
+        return _published(build_net, weights, norm)
     net = build_net(weights=None, norm_layer=norm)
     missing, unknown = net.load_state_dict(state, strict=False)
     lost = [key for key in (*missing, *unknown) if not key.startswith(("fc.", "classifier."))
@@ -167,6 +167,20 @@ def _with_weights(build_net: Callable, weights: str, norm: Norm) -> nn.Module:
     if lost:
         raise Refusal(f"model.weights: {weights} does not fit {build_net.__name__}: {lost[0]}")
     return net
+
+
+def _published(build_net: Callable, weights: str, norm: Norm) -> nn.Module:
+    """Build a net with weights that torchvision names, and fetches unless they are there."""
+    known = [entry.name for entry in torchvision.models.get_model_weights(build_net)]
+    if weights not in ("DEFAULT", *known):
+        raise Refusal(f"model.weights: {weights} is none of DEFAULT, {', '.join(known)}")
+    try:
+        return build_net(weights=weights, norm_layer=norm)
+    except OSError as error:
+        raise Refusal(
+            f"model.weights: {weights} of {build_net.__name__} can't be fetched ({error}); give a "
+            f'file, or "" for random ones'
+        ) from error
 
 
 def _weights_file(path: str) -> dict:
