@@ -1,5 +1,6 @@
 """Whole runs of the trainer, started as users start them."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -39,13 +40,18 @@ def last(run_folder):
 def disturbed(run_folder, name, step, number, processes=1):
     """Start a run and send it a signal once it has logged a step; gives its exit code."""
     line = training.command(run_folder, name, "--resume", processes=processes)
-    child = subprocess.Popen(line, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    child = subprocess.Popen(
+        line,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        env=training.environment(),
+    )
     while child.poll() is None and len(training.log(run_folder)) < step:
-        os.sched_yield()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(timeout=0.02)
     if child.poll() is None:
         os.killpg(child.pid, number)  # loader workers too, as a scheduler does
-    child.communicate()
-    return child.returncode
+    return child.wait()
 
 
 def assert_same_batches(run_folder, undisturbed):

@@ -1,6 +1,7 @@
 """Small shards to train on, and runs of the trainer as a user starts them."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -81,10 +82,15 @@ def command(run_folder: Path, name: Path, *arguments: str, processes: int = 1) -
     ]
 
 
+def environment() -> dict[str, str]:
+    """Give the environment of a run beside others: threads that wait for a busy core spin."""
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
 def trained(run_folder: Path, name: Path, *arguments: str, processes: int = 1) -> str:
     """Run a training to its end; gives what it said."""
     line = command(run_folder, name, *arguments, processes=processes)
-    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    done = subprocess.run(line, capture_output=True, text=True, check=False, env=environment())
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stderr
 

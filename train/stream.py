@@ -184,6 +184,8 @@ class ChipReader(Dataset):
     ) -> tuple[int, bytes, Chip]:
         """Read a sample, or the next one in the index that is whole where that is allowed."""
         count = len(self.index)
+        if not self.index.fits(row, canvas):
+            raise Refusal(f"{self.index.name(row)}: larger than its canvas; a foreign index")
         near = (r % count for r in range(row, row + count) if self.index.fits(r % count, canvas))
         for tried, place in enumerate(itertools.islice(near, TRIES), 1):  # noqa: B007
             try:
