@@ -42,7 +42,7 @@ def disturbed(run_folder, name, step, number, processes=1):
     line = training.command(run_folder, name, "--resume", processes=processes)
     child = subprocess.Popen(
         line,
-        stderr=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
         start_new_session=True,
         env=training.environment(),
     )
@@ -51,7 +51,8 @@ def disturbed(run_folder, name, step, number, processes=1):
             child.wait(timeout=0.02)
     if child.poll() is None:
         os.killpg(child.pid, number)  # loader workers too, as a scheduler does
-    return child.wait()
+    child.communicate()  # until the processes that torchrun leaves behind have ended as well
+    return child.returncode
 
 
 def assert_same_batches(run_folder, undisturbed):
