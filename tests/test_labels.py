@@ -11,6 +11,7 @@ from train import anchors, assign, nms
 from train.assign import LabelSettings
 from train.detector import rpn
 from train.detector.pool import pool_by_products
+from train.nearest import nearest, nearest_by_parts
 from train.warp import Targets
 
 SIZE = 144, 96  # of the canvas: width, height
@@ -105,6 +106,18 @@ def test_labels_of_anchors_are_those_of_the_reference(count, most):
     verdicts = [v for boxes in case.boxes for v in reference.rpn_labels(grid, boxes)]
     check(labels, verdicts, matched)
     assert {v.label for v in verdicts} == {-1, 0, 1}
+
+
+@pytest.mark.parametrize(("count", "most"), CROWDS)
+def test_anchors_are_compared_alike_on_the_cpu_and_on_other_devices(count, most):
+    case = Case(most + 1, count, most)
+    there = case.targets.labels >= 0
+    crowd, valid = case.targets.crowd & there, case.targets.valid & there & ~case.targets.crowd
+    kinds = valid, there & ~valid & ~crowd, crowd
+    ours = nearest(GRID, case.targets.boxes, *kinds)
+    whole = nearest_by_parts(GRID, case.targets.boxes, *kinds)
+    for name, value in dataclasses.asdict(ours).items():
+        torch.testing.assert_close(value, getattr(whole, name), rtol=1e-6, atol=0, msg=name)
 
 
 @pytest.mark.parametrize("side", [1, 2, 3])

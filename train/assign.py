@@ -4,15 +4,12 @@ b canvases, A anchors, P proposals or RoIs of a canvas, G boxes of a canvas (pad
 a canvas; boxes (.., 4) float32 xyxy, half-open. Labels: -1 ignore, 0 background, above: object.
 """
 
-import itertools
 from dataclasses import dataclass
 
 import torch
 
+from train.nearest import nearest, overlaps
 from train.warp import Targets
-
-BOXES_AT_ONCE = 8  # small temporaries stay in the cache; 900 boxes don't fill the memory
-NEAR = 1e-4  # relative: overlaps that differ by less count as equal, on any device
 
 
 @dataclass(frozen=True)
@@ -50,25 +47,12 @@ def rpn_labels(
     valid = there & targets.valid & ~targets.crowd
     crowd = there & targets.crowd
     invalid = there & ~valid & ~crowd
-    best = anchors.new_zeros(len(targets.boxes), len(anchors))  # IoU with the nearest valid box
-    most_invalid, most_crowd = best, best  # IoU, and share of the anchor
-    matched = torch.zeros_like(best, dtype=torch.int64)
-    closest = torch.zeros_like(best, dtype=torch.bool)
-    for part in _parts(targets.boxes.shape[1]):
-        iou, share = overlaps(targets.boxes[:, part], anchors[None])  # (b, part, A)
-        of_valid = iou * valid[:, part, None]
-        top, place = of_valid.max(1)
-        matched = torch.where(top > best, place + part.start, matched)
-        best = torch.maximum(best, top)
-        most = of_valid.amax(2, keepdim=True).clamp(min=1e-9)  # (b, part, 1)
-        closest |= (of_valid - most * (1 - NEAR)).amax(1) >= 0
-        most_invalid = torch.maximum(most_invalid, (iou * invalid[:, part, None]).amax(1))
-        most_crowd = torch.maximum(most_crowd, (share * crowd[:, part, None]).amax(1))
-    near_invalid = most_invalid > settings.anchor_invalid
-    in_crowd = most_crowd > settings.anchor_invalid
-    positive = (best >= settings.anchor_positive) | closest
-    ignored = near_invalid | ~positive & (in_crowd | (best >= settings.anchor_negative))
-    return torch.where(ignored, -1, positive.long()), matched
+    found = nearest(anchors, targets.boxes, valid, invalid, crowd)
+    near_invalid = found.invalid > settings.anchor_invalid
+    in_crowd = found.crowd > settings.anchor_invalid
+    positive = (found.valid >= settings.anchor_positive) | found.closest
+    unsure = ~positive & (in_crowd | (found.valid >= settings.anchor_negative))
+    return torch.where(near_invalid | unsure, -1, positive.long()), found.place
 
 
 def sample(
@@ -147,17 +131,6 @@ def focus_labels(
     return torch.where(touched(small), 1, -touched(unsure).long())
 
 
-def overlaps(boxes: torch.Tensor, others: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Give IoU of (.., M, 4) with (.., N, 4), and the share of the others inside: (.., M, N)."""
-    ax1, ay1, ax2, ay2 = boxes[..., None].unbind(-2)  # (.., M, 1): one contiguous axis in the end
-    bx1, by1, bx2, by2 = others.mT[..., None, :].unbind(-3)  # (.., 1, N)
-    width = (torch.minimum(ax2, bx2) - torch.maximum(ax1, bx1)).clamp_(min=0)
-    height = (torch.minimum(ay2, by2) - torch.maximum(ay1, by1)).clamp_(min=0)
-    shared = width * height
-    own, theirs = (ax2 - ax1) * (ay2 - ay1), (bx2 - bx1) * (by2 - by1)
-    return shared / (own + theirs - shared).clamp_(min=1e-9), shared / theirs.clamp(min=1e-9)
-
-
 def sizes(boxes: torch.Tensor) -> torch.Tensor:
     """Give sqrt(area) of boxes (.., 4)."""
     return _areas(boxes).clamp(min=0).sqrt()
@@ -171,8 +144,3 @@ def _touches(low: torch.Tensor, high: torch.Tensor, cells: int, stride: int) -> 
     """Say which cells of an axis share more than an edge with [low, high): (b, G, cells)."""
     start = torch.arange(cells, device=low.device) * stride
     return ((start < high[..., None]) & (start + stride > low[..., None])).float()
-
-
-def _parts(count: int) -> list[slice]:
-    edges = [*range(0, count, BOXES_AT_ONCE), count]
-    return [slice(a, b) for a, b in itertools.pairwise(edges)]

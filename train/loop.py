@@ -50,7 +50,11 @@ def train(
     order = Order(index, settings.batch, settings.seed)
     model, network = build(recipe, len(index.classes), processes)
     optimizer = torch.optim.SGD(
-        model.parameters(), settings.lr, settings.momentum, weight_decay=settings.weight_decay
+        model.parameters(),
+        settings.lr,
+        settings.momentum,
+        weight_decay=settings.weight_decay,
+        fused=True,
     )
     average = copied(model) if settings.ema else {}
     feedback = Feedback(recipe.feedback, settings.seed)

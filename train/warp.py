@@ -57,7 +57,8 @@ def warp(
     batch: Batch, canvas: tuple[int, int], settings: AugmentSettings, dtype: torch.dtype
 ) -> tuple[torch.Tensor, Targets]:
     """Draw each chip on a canvas of its own: (b, 3, h, w), channels last, and its targets."""
-    return _draw(batch, canvas, settings, 1.0, dtype)
+    canvases = _blank(len(batch.rows), canvas, [batch], dtype)
+    return canvases, _draw(batch, canvases, settings, 1.0)
 
 
 def collage(
@@ -72,17 +73,17 @@ def collage(
     Boxes under `smallest` px of area are dropped (section 4.6 of the paper on Dynamic Scale
     Training).
     """
-    side = math.isqrt(len(batches))
-    drawn, cell = _shrink(batches, canvas, settings, dtype)
-    rows = [torch.cat([c for c, _ in drawn[r * side : (r + 1) * side]], 3) for r in range(side)]
-    stitched = torch.cat(rows, 2)
-    missing = canvas[0] - stitched.shape[2], canvas[1] - stitched.shape[3]
-    stitched = torch.nn.functional.pad(stitched, (0, missing[1], 0, missing[0]))
+    side, cell, zoom = _cells(batches, canvas)
     device = batches[0].boxes.device
-    corners = itertools.product(range(side), range(side))
+    # where whole pixels don't divide evenly, an edge stays grey
+    stitched = _blank(len(batches[0].rows), canvas, batches, dtype).zero_()
     targets = []
-    for (y, x), (_, of_cell) in zip(corners, drawn, strict=True):
-        shift = torch.tensor([x * cell[1], y * cell[0]] * 2, dtype=torch.float32, device=device)
+    corners = itertools.product(range(side), range(side))
+    for (row, column), batch in zip(corners, batches, strict=True):
+        y, x = row * cell[0], column * cell[1]
+        part = stitched[:, :, y : y + cell[0], x : x + cell[1]]
+        of_cell = _draw(batch, part, settings, zoom)
+        shift = torch.tensor([x, y] * 2, dtype=torch.float32, device=device)
         targets.append(replace(of_cell, boxes=of_cell.boxes + shift))
     whole = torch.tensor(canvas[::-1], dtype=torch.float32, device=device)
     joined = replace(
@@ -90,7 +91,7 @@ def collage(
         content=whole.expand(len(stitched), 2),
         draws=targets[0].draws,
     )
-    return stitched.contiguous(memory_format=torch.channels_last), joined
+    return stitched, joined
 
 
 def shrunk(
@@ -101,20 +102,33 @@ def shrunk(
     dtype: torch.dtype,
 ) -> tuple[torch.Tensor, Targets]:
     """Draw k batches side by side in the batch dimension, at 1/k of the area: nothing stitched."""
-    drawn, _ = _shrink(batches, canvas, settings, dtype)
-    most = max(t.boxes.shape[1] for _, t in drawn)
-    targets = [_padded(t, most) for _, t in drawn]
-    return torch.cat([c for c, _ in drawn]), _joined(targets, 0, smallest)
+    _, cell, zoom = _cells(batches, canvas)
+    b = len(batches[0].rows)
+    drawn = _blank(b * len(batches), cell, batches, dtype)
+    targets = [
+        _draw(batch, drawn[i * b : (i + 1) * b], settings, zoom) for i, batch in enumerate(batches)
+    ]
+    most = max(t.boxes.shape[1] for t in targets)
+    return drawn, _joined([_padded(t, most) for t in targets], 0, smallest)
 
 
-def _shrink(
-    batches: list[Batch], canvas: tuple[int, int], settings: AugmentSettings, dtype: torch.dtype
-) -> tuple[list[tuple[torch.Tensor, Targets]], tuple[int, int]]:
-    """Draw k = n x n batches at 1/n of their size; gives the size of such a cell as well."""
+def _cells(batches: list[Batch], canvas: tuple[int, int]) -> tuple[int, tuple[int, int], float]:
+    """Give how k = n x n chips share a canvas: n, the size of a cell, and how far they shrink."""
     side = math.isqrt(len(batches))
     cell = canvas[0] // side, canvas[1] // side
-    zoom = min(cell[0] / canvas[0], cell[1] / canvas[1])  # 1 / side, or what whole pixels leave
-    return [_draw(batch, cell, settings, zoom, dtype) for batch in batches], cell
+    return side, cell, min(cell[0] / canvas[0], cell[1] / canvas[1])  # 1 / n, or what pixels leave
+
+
+def _blank(
+    count: int, canvas: tuple[int, int], batches: list[Batch], dtype: torch.dtype
+) -> torch.Tensor:
+    """Make room for canvases, (count, 3, h, w)."""
+    return torch.empty(
+        (count, 3, *canvas),
+        dtype=dtype,
+        device=batches[0].rows.device,
+        memory_format=torch.channels_last,
+    )
 
 
 def _joined(targets: list[Targets], axis: int, smallest: float) -> Targets:
@@ -136,20 +150,11 @@ def _joined(targets: list[Targets], axis: int, smallest: float) -> Targets:
     )
 
 
-def _draw(
-    batch: Batch,
-    canvas: tuple[int, int],
-    settings: AugmentSettings,
-    zoom: float,
-    dtype: torch.dtype,
-) -> tuple[torch.Tensor, Targets]:
+def _draw(batch: Batch, canvases: torch.Tensor, settings: AugmentSettings, zoom: float) -> Targets:
     """Draw chips at `zoom` times their size, each in the upper left corner of its canvas."""
-    b, device = len(batch.rows), batch.rows.device
-    canvases = torch.empty(
-        (b, 3, *canvas), dtype=dtype, device=device, memory_format=torch.channels_last
-    )
+    canvas = tuple(canvases.shape[2:])
     for places, part in batch.alike(GROUPS):
-        drawn = _resized(part, canvas, settings, zoom, dtype)
+        drawn = _resized(part, canvas, settings, zoom, canvases.dtype)
         canvases[places] = drawn.contiguous(memory_format=torch.channels_last)
     content = batch.window * zoom  # (b, 2)
     flips = _flips(batch, settings)
@@ -164,7 +169,7 @@ def _draw(
         ],
         -1,
     )
-    return canvases, Targets(
+    return Targets(
         boxes=torch.where(flips[:, None, None], mirrored, boxes),
         labels=batch.labels,
         valid=batch.valid,
