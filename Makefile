@@ -8,6 +8,7 @@ PY := .venv/bin/python
 # settings, RUN=folder another place for the results, SPLIT=train,val other splits, WORKERS=n
 # processes, SMOKE=1 a few pictures only, GPUS=n one process for each of n GPUs.
 SPLIT ?= train
+SPLIT_EVAL ?= val
 WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
 ifdef DATA
 RUN ?= runs/$(notdir $(patsubst %/,%,$(DATA)))
@@ -25,7 +26,7 @@ endif
 GPUS ?= 1
 TRAIN := $(if $(filter-out 1,$(GPUS)),-m torch.distributed.run --standalone --nproc-per-node $(GPUS)) -m train
 
-KERNEL_TESTS := $(addprefix tests/test_,$(addsuffix .py,cover plan negatives geometry resample draws))
+KERNEL_TESTS := $(addprefix tests/test_,$(addsuffix .py,cover plan negatives geometry resample draws focus stack))
 
 .PHONY: help env scenes own-recipe chips train eval test lint bench-chips bench-train clean
 
@@ -51,14 +52,19 @@ own-recipe: env
 
 chips: env $(PREPARE)  ## cut chips of DATA= (default: the embedded scenes) by RECIPE=
 	@$(PY) -m chipgen plan "$(RUN)" --data "$(SOURCE)" --split $(SPLIT) --recipe "$(RECIPE)"
+	@$(PY) -m chipgen write "$(RUN)" --kind positive --workers $(WORKERS)
+	@$(PY) -m infer proposals "$(RUN)" --recipe "$(RECIPE)" --check || \
+	  { $(PY) $(TRAIN) "$(RUN)" --recipe "$(RECIPE)" --set train.task=rpn --resume && \
+	    $(PY) -m infer proposals "$(RUN)" --recipe "$(RECIPE)"; }
 	@$(PY) -m chipgen negatives "$(RUN)"
-	@$(PY) -m chipgen write "$(RUN)" --workers $(WORKERS)
+	@$(PY) -m chipgen write "$(RUN)" --kind negative --workers $(WORKERS)
 	@$(PY) -m chipgen stats "$(RUN)" --json "$(RUN)/chips.json"
 
 train: chips  ## train a detector on the chips by RECIPE=; a second call goes on where it was stopped
 	@$(PY) $(TRAIN) "$(RUN)" --recipe "$(RECIPE)" --resume $(if $(SMOKE),--set train.epochs=1)
 
-eval: train  ## the main job; for now as far as the trained detector
+eval: train  ## the main job: AutoFocus, the full pyramid and each level alone on SPLIT_EVAL=val
+	@$(PY) -m infer eval "$(RUN)" --data "$(SOURCE)" --split $(SPLIT_EVAL)
 
 # The kernels run once more with their indices checked, compiled into a cache of their own.
 test: env lint  ## run the tests

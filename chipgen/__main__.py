@@ -1,15 +1,12 @@
 """Command line of the chip generator: parse, build, run, report."""
 
 import argparse
-import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from chipgen.errors import Refusal
-
-log = logging.getLogger("chipgen")
+from chipgen.arguments import add_command, add_overrides, execute, part, positive
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -18,22 +15,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     parser = _parser(commands)
     args = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    try:
-        return args.run_command(args)
-    except Refusal as refusal:
-        print(f"chipgen {args.command}: {refusal}", file=sys.stderr)
-        return 1
-    except OSError as error:  # the system's own words name the file
-        print(f"chipgen {args.command}: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(
-            f"\nchipgen {args.command}: stopped; what is finished is kept, and the same command "
-            f"goes on from there",
-            file=sys.stderr,
-        )
-        return 130
+    return execute(f"chipgen {args.command}", lambda: args.run_command(args))
 
 
 def _parser(commands) -> argparse.ArgumentParser:
@@ -42,7 +24,7 @@ def _parser(commands) -> argparse.ArgumentParser:
     )
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    plan = _command(
+    plan = add_command(
         subparsers,
         "plan",
         commands.plan,
@@ -53,7 +35,7 @@ def _parser(commands) -> argparse.ArgumentParser:
     _add_data(plan, required=True)
     _add_json(plan)
 
-    negatives = _command(
+    negatives = add_command(
         subparsers,
         "negatives",
         commands.negatives,
@@ -64,11 +46,12 @@ def _parser(commands) -> argparse.ArgumentParser:
     negatives.add_argument(
         "--proposals",
         help="Parquet file of RPN proposals (picture_id, level, x1, y1, x2, y2, score; picture "
-        "pixels); without it, only pictures without boxes give a negative chip",
+        "pixels); default: RUN/proposals/proposals.parquet where there is one; without any, only "
+        "pictures without boxes give a negative chip",
     )
     _add_recipe(negatives)
 
-    write = _command(
+    write = add_command(
         subparsers,
         "write",
         commands.write,
@@ -80,17 +63,17 @@ def _parser(commands) -> argparse.ArgumentParser:
         "--kind", choices=("positive", "negative"), help="one kind; default: all that is planned"
     )
     write.add_argument(
-        "--workers", type=_positive, default=os.cpu_count(), help="processes (default: %(default)s)"
+        "--workers", type=positive, default=os.cpu_count(), help="processes (default: %(default)s)"
     )
     write.add_argument(
-        "--part", type=_part, metavar="I/N", help="write only part I (from 0) of N; then --finish"
+        "--part", type=part, metavar="I/N", help="write only part I (from 0) of N; then --finish"
     )
     write.add_argument(
         "--finish", action="store_true", help="check that all parts are there; write the manifest"
     )
     _add_recipe(write)
 
-    verify = _command(
+    verify = add_command(
         subparsers,
         "verify",
         commands.verify,
@@ -99,7 +82,7 @@ def _parser(commands) -> argparse.ArgumentParser:
     )
     verify.add_argument("run", help="run folder, or the folder of one set of shards")
 
-    stats = _command(
+    stats = add_command(
         subparsers,
         "stats",
         commands.stats,
@@ -110,7 +93,7 @@ def _parser(commands) -> argparse.ArgumentParser:
     _add_data(stats, required=False)
     _add_json(stats)
 
-    show = _command(
+    show = add_command(
         subparsers,
         "show",
         commands.show,
@@ -120,11 +103,11 @@ def _parser(commands) -> argparse.ArgumentParser:
     show.add_argument("run", nargs="?", help="run folder; or give --data")
     show.add_argument("--out", default="show", help="folder for the PNGs (default: %(default)s)")
     show.add_argument(
-        "--count", type=_positive, default=8, help="pictures to draw (default: %(default)s)"
+        "--count", type=positive, default=8, help="pictures to draw (default: %(default)s)"
     )
     _add_data(show, required=False)
 
-    suggest = _command(
+    suggest = add_command(
         subparsers,
         "suggest",
         commands.suggest,
@@ -134,26 +117,16 @@ def _parser(commands) -> argparse.ArgumentParser:
     suggest.add_argument("--data", required=True, help="data set: folder, URL or dataset.toml")
     suggest.add_argument("--split", default="train", help="splits to read (default: %(default)s)")
     suggest.add_argument(
-        "--size", type=_positive, default=512, help="side of a chip in px (default: %(default)s)"
+        "--size", type=positive, default=512, help="side of a chip in px (default: %(default)s)"
     )
     suggest.add_argument(
         "--stride",
-        type=_positive,
+        type=positive,
         default=16,
         help="stride of the network's features in px (default: %(default)s)",
     )
     suggest.add_argument("--out", help="recipe file to write; it must not exist")
     _add_json(suggest)
-    return parser
-
-
-def _command(
-    subparsers, name: str, run: Callable, summary: str, example: str
-) -> argparse.ArgumentParser:
-    parser = subparsers.add_parser(
-        name, help=summary, description=summary.capitalize() + ".", epilog=f"example: {example}"
-    )
-    parser.set_defaults(run_command=run)
     return parser
 
 
@@ -169,32 +142,11 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--recipe", help="recipe file, or the name of a shipped one (default: the run's, or sniper)"
     )
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        dest="overrides",
-        help="override one key of the recipe, such as chips.stride=16; may be repeated",
-    )
+    add_overrides(parser)
 
 
 def _add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures as json")
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
-    return value
-
-
-def _part(text: str) -> tuple[int, int]:
-    part, _, parts = text.partition("/")
-    if not (part.isdigit() and parts.isdigit() and int(part) < int(parts)):
-        raise argparse.ArgumentTypeError(f"{text}: expected I/N with I from 0 to N - 1")
-    return int(part), int(parts)
 
 
 if __name__ == "__main__":

@@ -30,18 +30,28 @@ if sys.byteorder != "little":  # R in the lowest byte is the first byte only her
     raise ImportError("chipgen.codec packs pixels for little-endian processors")
 
 
-def decode(data: bytes, size: tuple[int, int], max_pixels: int) -> np.ndarray:
+def decode(data: bytes, size: tuple[int, int] | None, max_pixels: int) -> np.ndarray:
     """Decode a picture whose annotation gives `size` (width, height); (H, W) uint32.
 
-    An EXIF orientation is applied when the size agrees only that way. Raises PictureError.
+    An EXIF orientation is applied when the size agrees only that way; where no size is known, one
+    that swaps width and height is. Raises PictureError.
     """
     if not data:
         raise PictureError("empty_file")
+    if size is None:
+        size = upright_size(data)
     if data[:2] == b"\xff\xd8":
         pixels = _decode_jpeg(data, size, max_pixels)
         if pixels is not None:
             return pixels
     return _decode_other(data, size, max_pixels)
+
+
+def upright_size(data: bytes) -> tuple[int, int]:
+    """Read width and height from a picture's head, turned as its EXIF orientation says."""
+    with _reading(data) as image:
+        turned = image.getexif().get(ORIENTATION) in TURNS
+        return image.size[::-1] if turned else image.size
 
 
 def encode_jpeg(pixels: np.ndarray, quality: int) -> bytes:
@@ -77,22 +87,29 @@ def _decode_jpeg(data: bytes, size: tuple[int, int], max_pixels: int) -> np.ndar
 
 
 def _decode_other(data: bytes, size: tuple[int, int], max_pixels: int) -> np.ndarray:
+    with _reading(data) as image:
+        _check_pixels(*image.size, max_pixels)
+        turn = _turn(image, size)
+        image.load()
+        rgb = _to_rgb(image)
+    if turn is not None:
+        rgb = rgb.transpose(turn)
+    return pack(np.asarray(rgb))
+
+
+@contextlib.contextmanager
+def _reading(data: bytes) -> Iterator[Image.Image]:
+    """Open a picture with Pillow; what its readers raise becomes a PictureError."""
     with _pillow_limits():
         try:
             with Image.open(io.BytesIO(data)) as image:
-                _check_pixels(*image.size, max_pixels)
-                turn = _turn(image, size)
-                image.load()
-                rgb = _to_rgb(image)
+                yield image
         except UnidentifiedImageError as error:
             raise PictureError("not_a_picture", f"starts with {data[:8]!r}") from error
         except (OSError, SyntaxError, ValueError, IndexError, KeyError, TypeError, EOFError,
                 MemoryError, OverflowError, struct.error) as error:  # fmt: skip
             # what Pillow's readers raise on broken files, each format in its own way
             raise PictureError("broken_picture", str(error)) from error
-    if turn is not None:
-        rgb = rgb.transpose(turn)
-    return pack(np.asarray(rgb))
 
 
 def _check_pixels(width: int, height: int, max_pixels: int) -> None:

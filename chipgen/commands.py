@@ -24,6 +24,7 @@ from chipgen.run import Plan, PlanRecord, Recipe
 from chipgen.storage import Folder, open_folder, open_table
 
 DEFAULT_RECIPE = "sniper"
+PROPOSALS = "proposals/proposals.parquet"  # of a run folder
 SHEET = 24  # chips on a contact sheet
 log = logging.getLogger(__name__)
 
@@ -68,20 +69,23 @@ def negatives(args: argparse.Namespace) -> int:
     record = run_folder.read_record(run)
     recipe = _recipe_of_run(args, record)
     proposals, proposals_hash = None, "none"
-    if args.proposals:
-        folder, name = _locate(args.proposals)
+    where = args.proposals
+    if where is None and run.exists(PROPOSALS) and recipe.chips.strategy == "sniper":
+        where = f"{run}/{PROPOSALS}"
+    if where:
+        folder, name = _locate(where)
         try:
             proposals_hash = hashlib.sha256(folder.read(name)).hexdigest()
         except FileNotFoundError as error:
-            raise Refusal(f"proposals {args.proposals}: no such file") from error
+            raise Refusal(f"proposals {where}: no such file") from error
     text = f"{record.content} {digest(recipe.negatives)} {proposals_hash}"
     inputs = hashlib.sha256(text.encode()).hexdigest()
     before = run_folder.read_negative_record(run)
     if before is not None and before.inputs == inputs:
         log.info("negatives: up to date (%s)", run)
         return 0
-    if args.proposals:
-        proposals = _read_proposals(*_locate(args.proposals))
+    if where:
+        proposals = _read_proposals(*_locate(where))
     planned = run_folder.read_plan(run)
     chips = negatives_module.mine(
         planned.annotations,

@@ -1,6 +1,5 @@
 """Pictures -> samples: each picture is decoded once, then cut into all of its chips."""
 
-import errno
 import itertools
 import operator
 import zlib
@@ -14,10 +13,10 @@ import pyarrow as pa
 
 from chipgen import codec, cut, draws, shards
 from chipgen.dataset import REJECTS, Picture, reject_pictures
-from chipgen.errors import PictureError, Refusal
+from chipgen.errors import PictureError
 from chipgen.run import PlanRecord, Reader, Recipe
 from chipgen.shards import Chip, Sample
-from chipgen.storage import Folder, open_folder, open_table, read_rows
+from chipgen.storage import Folder, open_folder, open_table, read_picture, read_rows
 
 SPREAD = 1 << 22  # stream of draws: the order of a group's chips
 
@@ -78,16 +77,7 @@ class Maker:
 def read_pixels(picture: Picture, folder: Folder, max_megapixels: float) -> np.ndarray:
     """Read and decode a picture; only a fault of its own raises PictureError."""
     row = picture.entry
-    try:
-        data = folder.read(row["file"])
-    except OSError as error:
-        broken = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
-        if isinstance(error, broken) or error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
-            raise PictureError("missing_file", error.strerror or str(error)) from error
-        raise Refusal(
-            f"picture {folder}/{row['file']}: {error}; that is the storage and not the "
-            f"picture, so it is not rejected; run the same command again to go on"
-        ) from error
+    data = read_picture(folder, row["file"])
     return codec.decode(data, (row["width"], row["height"]), int(max_megapixels * 1e6))
 
 

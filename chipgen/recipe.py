@@ -19,7 +19,11 @@ import msgspec
 from chipgen.errors import Refusal
 
 # Each package reads its own sections and passes over the others', yet a typo is still caught.
-SECTIONS = ("chips", "negatives", "shards", "model", "labels", "augment", "feedback", "train")
+SECTIONS = (
+    "chips", "negatives", "shards",  # chipgen
+    "model", "labels", "augment", "feedback", "train",  # train
+    "infer",
+)  # fmt: skip
 SHIPPED = Path(__file__).resolve().parent.parent / "scripts" / "recipes"
 
 
@@ -39,6 +43,13 @@ def load(
     name: str, sections: dict[str, type], overrides: typing.Sequence[str] = ()
 ) -> dict[str, Any]:
     """Read the named sections of a recipe: `{"chips": ChipSettings, ...}` -> instances by name."""
+    table = load_table(name, overrides)
+    where = locate(name)
+    return {key: build(cls, table.get(key, {}), f"{where}: {key}") for key, cls in sections.items()}
+
+
+def load_table(name: str, overrides: typing.Sequence[str] = ()) -> dict[str, Any]:
+    """Read a recipe as a plain table, with what it extends and what overrides it."""
     path = locate(name)
     table = _read(path)
     base = table.pop("extends", None)
@@ -55,7 +66,18 @@ def load(
     for key in table:
         if key not in SECTIONS:
             raise Refusal(f"{path}: unknown section [{key}]{_nearest(key, SECTIONS)}")
-    return {key: build(cls, table.get(key, {}), f"{path}: {key}") for key, cls in sections.items()}
+    return table
+
+
+def override(table: dict[str, Any], section: str, texts: typing.Sequence[str]) -> dict[str, Any]:
+    """Override keys of one section, given as a plain table."""
+    whole = {section: table}
+    for text in texts:
+        whole = _merge(whole, _override(text))
+    for key in whole:
+        if key != section:
+            raise Refusal(f"--set {key}...: only keys of [{section}] can be set here")
+    return whole[section]
 
 
 def digest(*settings: Any) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from chipgen.errors import Refusal
+from chipgen.errors import PictureError, Refusal
 
 BUFFER = 1 << 20  # bytes: shards come in thousands of small parts
 TEMPORARY = ".tmp"  # suffix of a file that is being written; the first dot hides it as well
@@ -155,6 +155,20 @@ Folder = LocalFolder | RemoteFolder
 def open_folder(where: str | Path) -> Folder:
     """Open a path or a URL; it need not exist yet."""
     return RemoteFolder(str(where)) if "://" in str(where) else LocalFolder(where)
+
+
+def read_picture(folder: Folder, name: str) -> bytes:
+    """Read a picture file; a fault of its own is a PictureError, one of the storage a Refusal."""
+    try:
+        return folder.read(name)
+    except OSError as error:
+        broken = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
+        if isinstance(error, broken) or error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+            raise PictureError("missing_file", error.strerror or str(error)) from error
+        raise Refusal(
+            f"picture {folder}/{name}: {error}; that is the storage and not the picture, so it is "
+            f"not rejected; run the same command again to go on"
+        ) from error
 
 
 def table_bytes(table: pa.Table) -> bytes:

@@ -11,8 +11,10 @@ from typing import Any
 import msgspec
 
 from chipgen import shards
+from chipgen.arguments import add_overrides, execute
 from chipgen.errors import Refusal
 from chipgen.pipeline import commit
+from chipgen.recipe import load_table
 from chipgen.storage import LocalFolder
 
 log = logging.getLogger("train")
@@ -23,15 +25,8 @@ REQUEUE = 75  # exit code: stopped by a signal with a checkpoint written; run it
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train; returns the exit code."""
     args = _parser().parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    try:
-        return run(args)
-    except (Refusal, OSError) as error:
-        print(f"train: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\ntrain: stopped; go on from the last checkpoint with --resume", file=sys.stderr)
-        return 130
+    go_on = "go on from the last checkpoint with --resume"
+    return execute("train", lambda: run(args), go_on)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -43,11 +38,14 @@ def run(args: argparse.Namespace) -> int:
 
     recipe = load_recipe(args.recipe, args.overrides)
     sets = find_sets(args.shards or f"{args.run}/shards")
+    if recipe.train.task == "rpn":
+        sets = sets[:1]  # positives: it is from this training that negatives are mined
     index = open_index(sets)
     manifests = [shards.read_manifest(one) for one in sets]
     about: dict[str, Any] = {
         "recipe": _plain(recipe),
         "chips": manifests[0].recipe,
+        "infer": load_table(args.recipe, args.overrides).get("infer", {}),  # to be handed on
         "shards": [manifest.content_hash for manifest in manifests],
         "classes": list(index.classes),
         "commit": commit(),
@@ -93,14 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("run", help="run folder; RUN/train (or RUN/rpn) is written")
     parser.add_argument("--recipe", required=True, help="recipe file, or the name of a shipped one")
     parser.add_argument("--shards", help="folder or URL of the shards (default: RUN/shards)")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        dest="overrides",
-        help="override one key of the recipe, such as train.epochs=2; may be repeated",
-    )
+    add_overrides(parser)
     parser.add_argument(
         "--resume", action="store_true", help="go on from the last checkpoint, if there is one"
     )

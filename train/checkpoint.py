@@ -41,12 +41,12 @@ def save(folder: Folder, state: dict[str, Any], keep: int) -> None:
     record = Record(
         step, *state["place"], state["done"], len(data), hashlib.sha256(data).hexdigest()
     )
-    folder.write(f"{_stem(step)}.pt", data)
+    folder.write(file_of(step), data)
     folder.write(f"{_stem(step)}.json", msgspec.json.encode(record) + b"\n")
     found = steps(folder)
     for old in {*found} - {*[s for s in found if s <= step][-keep:]}:
         folder.remove(f"{_stem(old)}.json")
-        folder.remove(f"{_stem(old)}.pt")
+        folder.remove(file_of(old))
 
 
 def load_last(folder: Folder) -> dict[str, Any] | None:
@@ -55,26 +55,44 @@ def load_last(folder: Folder) -> dict[str, Any] | None:
         try:
             return load(folder, step)
         except (OSError, ValueError) as error:
-            log.warning("checkpoint %s/%s.pt is passed over: %s", folder, _stem(step), error)
+            log.warning("checkpoint %s/%s is passed over: %s", folder, file_of(step), error)
     return None
 
 
 def load(folder: Folder, step: int) -> dict[str, Any]:
     """Read a checkpoint; raises ValueError where it is damaged."""
-    record = msgspec.json.decode(folder.read(f"{_stem(step)}.json"), type=Record)
-    data = folder.read(f"{_stem(step)}.pt")
+    record = read_record(folder, step)
+    data = folder.read(file_of(step))
     if hashlib.sha256(data).hexdigest() != record.sha256:
         raise ValueError(f"{len(data)} bytes that are not those that were written (sha256)")
+    return parse(data)
+
+
+def parse(data: bytes) -> dict[str, Any]:
+    """Turn a checkpoint file's bytes into its state; raises ValueError where they are damaged."""
     try:
-        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise ValueError(f"not a checkpoint: {error}") from error
+    if not isinstance(state, dict) or not {"model", "step"} <= state.keys():
+        raise ValueError("not a checkpoint of a training run")
+    return state
 
 
 def steps(folder: Folder) -> list[int]:
     """List the steps of finished checkpoints, oldest first."""
     found = (NAME.fullmatch(name) for name in folder.names())
     return sorted(int(match[1]) for match in found if match)
+
+
+def read_record(folder: Folder, step: int) -> Record:
+    """Read what is known of the checkpoint of a step."""
+    return msgspec.json.decode(folder.read(f"{_stem(step)}.json"), type=Record)
+
+
+def file_of(step: int) -> str:
+    """Name the file of a step's state."""
+    return f"{_stem(step)}.pt"
 
 
 def _stem(step: int) -> str:

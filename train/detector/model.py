@@ -170,17 +170,34 @@ class Detector(nn.Module):
     def find(self, canvases: torch.Tensor, content: torch.Tensor) -> Found:
         """Run on canvases (b, 3, h, w) whose content (b, 2) has a width and a height."""
         maps = self.backbone(canvases)
+        rois, objectness, there = self.propose(maps, content)
+        boxes, scores = self.judge(maps, rois, there, content)
+        return Found(boxes, scores, rois, objectness, there, self.focus(maps))
+
+    @torch.no_grad()
+    def propose(
+        self, maps: tuple[torch.Tensor, ...], content: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Give proposals (b, P, 4), best first, their logits (b, P), and which are there (b, P)."""
         logits, offsets = self.rpn(maps[0])
         grid = self.grid(*maps[0].shape[2:], logits.device)
-        rois, objectness, there = rpn.propose(logits, offsets, grid, content, self.settings)
-        boxes, scores, focus = rois[:, :, None], rois[..., :0], logits[:, None, :0]
-        if self.classes:
-            class_logits, moved = self.box_head(maps, rois)
-            boxes = anchors.decode(moved, rois[:, :, None], box_head.WEIGHTS)
-            boxes = torch.minimum(boxes.clamp(min=0), content.repeat(1, 2)[:, None, None])
-            scores = class_logits.softmax(-1)[..., 1:] * there[..., None]
-            focus = self.focus_head(maps[-1]).sigmoid()
-        return Found(boxes, scores, rois, objectness, there, focus)
+        return rpn.propose(logits, offsets, grid, content, self.settings)
+
+    @torch.no_grad()
+    def judge(
+        self, maps: tuple[torch.Tensor, ...], rois: torch.Tensor, there: torch.Tensor,
+        content: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+        """Give RoIs (b, P, 4) their boxes (b, P, 1 or C, 4) and scores (b, P, C)."""
+        logits, moved = self.box_head(maps, rois)
+        boxes = anchors.decode(moved, rois[:, :, None], box_head.WEIGHTS)
+        boxes = torch.minimum(boxes.clamp(min=0), content.repeat(1, 2)[:, None, None])
+        return boxes, logits.softmax(-1)[..., 1:] * there[..., None]
+
+    @torch.no_grad()
+    def focus(self, maps: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        """Give each cell's probability to be worth a closer look, (b, h, w)."""
+        return self.focus_head(maps[-1]).float().sigmoid()
 
     def grid(self, rows: int, columns: int, device: torch.device) -> torch.Tensor:
         """Give the anchors of a map, (A, 4)."""

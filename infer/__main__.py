@@ -1,0 +1,114 @@
+"""Command line of inference: parse, build, run, report."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from chipgen.arguments import add_command, add_overrides, execute, part, positive
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    args = _parser().parse_args(arguments)
+    return execute(f"infer {args.command}", lambda: args.run_command(args))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m infer", description="Find objects, from coarse to fine."
+    )
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    proposals = add_command(
+        subparsers,
+        "proposals",
+        _command("proposals"),
+        "propose objects in all pictures of a run, for mining negatives",
+        "python -m infer proposals runs/coco --part 0/8",
+    )
+    proposals.add_argument("run", help="run folder with a plan and a trained RPN")
+    proposals.add_argument(
+        "--recipe", help="with --check: whose [model] the proposals should be made with"
+    )
+    proposals.add_argument(
+        "--check", action="store_true", help="only say whether they are up to date (exit code 0)"
+    )
+    proposals.add_argument(
+        "--part", type=part, metavar="I/N", help="make only part I (from 0) of N; then --finish"
+    )
+    proposals.add_argument(
+        "--finish", action="store_true", help="check that all parts are there; put them together"
+    )
+
+    detect = add_command(
+        subparsers,
+        "detect",
+        _command("detect"),
+        "find objects in pictures",
+        "python -m infer detect runs/coco photos/ 'more/*.png' --out found --draw",
+    )
+    _add_detector(detect)
+    detect.add_argument("pictures", nargs="+", help="files, folders or globs")
+    detect.add_argument("--out", required=True, help="folder for detections.json and .parquet")
+    detect.add_argument("--draw", action="store_true", help="draw each picture with what was found")
+    detect.add_argument(
+        "--min-score", type=float, default=0.3, help="of boxes that are drawn (default: 0.3)"
+    )
+    _add_mode(detect)
+
+    evaluate = add_command(
+        subparsers,
+        "eval",
+        _command("evaluate"),
+        "measure average precision, pixels and speed on an annotated data set",
+        "python -m infer eval runs/coco --data /data/coco --split val",
+    )
+    _add_detector(evaluate)
+    evaluate.add_argument("--data", required=True, help="data set: folder, URL or dataset.toml")
+    evaluate.add_argument(
+        "--split", default="val", help="splits to read, with commas between (default: val)"
+    )
+    evaluate.add_argument(
+        "--mode",
+        action="append",
+        dest="modes",
+        help="autofocus, pyramid or a level's number; may be repeated (default: all)",
+    )
+    evaluate.add_argument("--pictures", type=positive, help="only so many, spread over the set")
+    evaluate.add_argument("--out", type=Path, help="json file (default: RUN/eval.json)")
+    evaluate.add_argument(
+        "--follow", action="store_true", help="evaluate each checkpoint of a training as it appears"
+    )
+    return parser
+
+
+def _add_detector(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="run folder or checkpoint; several with commas: an ensemble")
+    parser.add_argument(
+        "--recipe", help="take [infer] of another recipe (default: as the model was trained)"
+    )
+    add_overrides(parser)
+
+
+def _add_mode(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--mode",
+        default="autofocus",
+        help="autofocus, pyramid (every level whole) or a level's number (default: autofocus)",
+    )
+
+
+def _command(name: str):
+    """Give a command that is imported when it runs: torch takes seconds, and --help needs none."""
+
+    def run(args: argparse.Namespace) -> int:
+        from infer import commands
+
+        return getattr(commands, name)(args)
+
+    return run
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,232 @@
+"""What each command of the command line does, given its parsed arguments."""
+
+import argparse
+import dataclasses
+import hashlib
+import logging
+from collections.abc import Iterable
+from glob import glob  # takes patterns with a root, which Path.glob does not
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+from tqdm import tqdm
+
+from chipgen import dataset
+from chipgen.errors import Refusal
+from chipgen.recipe import build, digest, load, override
+from chipgen.run import encode_json
+from chipgen.storage import LocalFolder, open_folder, table_bytes
+from infer import follow, measure
+from infer import proposals as mining
+from infer.cascade import AUTOFOCUS, PYRAMID
+from infer.detector import Detector, Result, read_state
+from infer.draw import draw_focus, draw_result
+from infer.evaluate import Detections
+from infer.pictures import decoded
+from infer.settings import InferSettings
+from train.detector.settings import ModelSettings
+
+ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+LINES = "pictures.jsonl"
+log = logging.getLogger("infer")
+
+
+def proposals(args: argparse.Namespace) -> int:
+    """Propose in all pictures of a run."""
+    run = open_folder(args.run)
+    if args.check:
+        if not args.recipe:
+            raise Refusal("--check needs a --recipe")
+        model = load(args.recipe, {"model": ModelSettings})["model"]
+        return 0 if mining.up_to_date(run, dataclasses.asdict(model)) else 1
+    mining.make(run, args.part, args.finish)
+    return 0
+
+
+def detect(args: argparse.Namespace) -> int:
+    """Find objects in pictures; what was done before in the same folder is not done again."""
+    files = expand(args.pictures)
+    detector = load_detector(args)
+    mode = mode_of(args.mode)
+    out = LocalFolder(args.out)
+    head = {
+        "model": [str(path) for path in args.model.split(",")],
+        "settings": digest(detector.settings),
+        "mode": mode,
+        "classes": list(detector.classes),
+    }
+    done = read_lines(out, head)
+    left = [file for file in files if file not in done]
+    out.path.mkdir(parents=True, exist_ok=True)
+    broken = 0
+    with (out.path / LINES).open("ab") as lines:
+        if not done and not lines.tell():
+            lines.write(msgspec.json.encode(head) + b"\n")
+        results = detector(left, mode)
+        for result in tqdm(results, total=len(left), unit=" pictures", desc="detect"):
+            name = str(result.picture)
+            if result.error:
+                broken += 1
+                log.warning("%s is left out: %s", name, result.error)
+                continue
+            done[name] = line = line_of(name, result)
+            lines.write(msgspec.json.encode(line) + b"\n")
+            lines.flush()
+            if args.draw:
+                _draw(out.path / "drawn", name, result, detector, args.min_score)
+    _write_detections(out, [done[file] for file in files if file in done], detector.classes)
+    log.info(
+        "detect: %d pictures, %d of them broken and left out; %d detections (%s)",
+        len(files),
+        broken,
+        sum(len(done[file]["scores"]) for file in files if file in done),
+        out,
+    )
+    return 1 if broken and broken == len(files) else 0
+
+
+def expand(patterns: Iterable[str]) -> list[str]:
+    """List the picture files that files, folders and globs name, each once."""
+    files: dict[str, None] = {}
+    for pattern in patterns:
+        path = Path(pattern)
+        if path.is_dir():
+            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in ENDINGS)
+        elif path.is_file():
+            found = [path]
+        else:
+            found = sorted(p for p in map(Path, glob(pattern, recursive=True)) if p.is_file())  # noqa: PTH207
+        if not found:
+            kinds = ", ".join(ENDINGS)
+            raise Refusal(f"{pattern}: no such picture, folder or pattern (of {kinds})")
+        files |= dict.fromkeys(map(str, found))
+    return list(files)
+
+
+def line_of(name: str, result: Result) -> dict[str, Any]:
+    """Turn a result into a line of pictures.jsonl."""
+    return {
+        "file": name,
+        "size": list(result.size),
+        "boxes": np.round(result.boxes.astype(np.float64), 3).tolist(),
+        "scores": np.round(result.scores.astype(np.float64), 5).tolist(),
+        "labels": result.labels.tolist(),
+        "chips": {level: chips.round(1).tolist() for level, chips in result.chips.items()},
+        "processed": result.processed,
+    }
+
+
+def read_lines(out: LocalFolder, head: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Read what an earlier run left, by file; a line that was cut off is dropped."""
+    if not out.exists(LINES):
+        return {}
+    data = out.read(LINES)
+    whole = data[: data.rfind(b"\n") + 1]
+    if len(whole) < len(data):
+        out.write(LINES, whole)
+    first, *lines = [msgspec.json.decode(line) for line in whole.splitlines()] or [head]
+    differing = [key for key in head if first.get(key) != head[key]]
+    if differing:
+        raise Refusal(
+            f"{out}: holds detections made with another {' and '.join(differing)}; delete it, or "
+            f"choose another folder"
+        )
+    return {line["file"]: line for line in lines}
+
+
+def _write_detections(out: LocalFolder, lines: list[dict], classes: tuple[str, ...]) -> None:
+    """Write detections as COCO's json of results, and as Parquet."""
+    parts = [
+        Detections(
+            np.full(len(line["scores"]), number, np.int64),
+            np.array(line["boxes"], np.float32).reshape(-1, 4),
+            np.array(line["scores"], np.float32),
+            np.array(line["labels"], np.int32),
+        )
+        for number, line in enumerate(lines, 1)
+    ]
+    found = Detections.concatenate(parts)
+    out.write("detections.json", msgspec.json.encode(found.to_rows(range(1, len(classes) + 1))))
+    names = [
+        {"id": n, "file_name": line["file"], "width": line["size"][0], "height": line["size"][1]}
+        for n, line in enumerate(lines, 1)
+    ]
+    categories = [{"id": n, "name": name} for n, name in enumerate(classes, 1)]
+    out.write("pictures.json", encode_json({"images": names, "categories": categories}))
+    files = pa.array([line["file"] for line in lines], pa.string())
+    table = pa.table(
+        {
+            "file": files.take(pa.array(found.picture_ids - 1)),
+            **{name: found.boxes[:, k] for k, name in enumerate(("x1", "y1", "x2", "y2"))},
+            "score": found.scores,
+            "label": found.labels,
+            "class": pa.array(classes, pa.string()).take(pa.array(found.labels)),
+        }
+    )
+    out.write("detections.parquet", table_bytes(table))
+
+
+def _draw(folder: Path, name: str, result: Result, detector: Detector, min_score: float) -> None:
+    """Draw a result, and its coarsest map of focus."""
+    (one,) = decoded([name], int(detector.settings.max_megapixels * 1e6))
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = Path(name).with_suffix("").as_posix().strip("/").replace("/", "_")
+    draw_result(one.pixels, result, detector.classes, min_score).save(folder / f"{stem}.png")
+    if len(detector.settings.levels) > 1 and 0 in result.focus:
+        draw_focus(one.pixels, result.focus[0]).save(folder / f"{stem}_focus.png")
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    """Measure a detector on an annotated data set."""
+    splits = args.split.split(",")
+    modes = [mode_of(mode) for mode in args.modes or ()]
+    if args.follow:
+        test = measure.open_test(args.data, splits, args.pictures)
+        follow.follow(Path(args.model), test, modes or [AUTOFOCUS], settings_of(args))
+        return 0
+    detector = load_detector(args)
+    modes = modes or [AUTOFOCUS, PYRAMID, *range(len(detector.settings.levels))]
+    out = args.out or Path(args.model.split(",")[0]) / "eval.json"
+    state = f"{detector.weights} {digest(detector.settings)} {modes} {args.pictures}"
+    state += dataset.fingerprint(args.data, splits)
+    inputs = hashlib.sha256(state.encode()).hexdigest()
+    if out.is_file():
+        before = msgspec.json.decode(out.read_bytes())
+        if before.get("inputs") == inputs:
+            log.info("eval: up to date (%s)", out)
+            print(measure.table_of(before))
+            return 0
+    test = measure.open_test(args.data, splits, args.pictures)
+    if test.annotations.classes != detector.classes:
+        raise Refusal(
+            f"{args.data}: its classes are not those that {args.model} was trained on "
+            f"({', '.join(detector.classes[:8])})"
+        )
+    found = measure.compare(detector, test, modes)
+    result = {"inputs": inputs, "model": args.model, "data": args.data, "split": splits, **found}
+    LocalFolder(out.parent).write(out.name, encode_json(result))
+    print(measure.table_of(result))
+    return 0
+
+
+def load_detector(args: argparse.Namespace) -> Detector:
+    """Load the networks that the arguments name, with their settings of inference."""
+    return Detector.load(*args.model.split(","), settings=settings_of(args))
+
+
+def settings_of(args: argparse.Namespace) -> InferSettings | None:
+    """Give the settings that the arguments ask for; None: those of the model's own recipe."""
+    if args.recipe:
+        return load(args.recipe, {"infer": InferSettings}, args.overrides)["infer"]
+    if args.overrides:
+        table = read_state(args.model.split(",")[0])["infer"]
+        return build(InferSettings, override(table, "infer", args.overrides), "--set")
+    return None
+
+
+def mode_of(text: str) -> str | int:
+    """Read a mode: a word, or the number of a level."""
+    return int(text) if text.isdigit() else text

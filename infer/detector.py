@@ -1,0 +1,210 @@
+"""The detector as others use it: `Detector.load(path)`, then `for result in detector(pictures)`."""
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from chipgen.errors import Refusal
+from chipgen.recipe import build
+from chipgen.storage import LocalFolder
+from infer import stack
+from infer.cascade import AUTOFOCUS, PYRAMID, Flight, Machine, fly
+from infer.evaluate import Detections
+from infer.network import Network
+from infer.pictures import Picture, decoded
+from infer.settings import InferSettings
+from train import checkpoint
+from train.assign import LabelSettings
+from train.detector.model import Detector as Model
+from train.detector.norms import choose
+from train.detector.settings import ModelSettings
+from train.loop import precision_of
+
+# canvas px of one batch: on the CPU one region at a time is as fast as many, and needs less memory
+AT_ONCE = {"cpu": 0, "cuda": 8_000_000}
+GROUP = 32  # pictures that fly together, so that batches fill up,
+GROUP_PIXELS = {"cpu": 0, "cuda": 64_000_000}  # with at most so many px, unless one has more
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was found in one picture."""
+
+    picture: Any  # as it was given
+    size: tuple[int, int]  # width, height; (0, 0) for a broken picture
+    boxes: np.ndarray  # (N, 4) float32 xyxy picture px, best first
+    scores: np.ndarray  # (N,) float32
+    labels: np.ndarray  # (N,) int32, places in `Detector.classes`
+    chips: dict[int, np.ndarray]  # by level, (n, 4) float32 picture px: regions looked at
+    focus: dict[int, np.ndarray]  # by level, (rows, columns): where to look closer; -1: not seen
+    processed: dict[int, int]  # by level, canvas px that went through the network
+    canvases: dict[int, int]  # by level, canvas px of the whole picture
+    error: str | None = None  # why there is nothing, of a broken picture
+
+    def detections(self, picture_id: int) -> Detections:
+        """Give the detections under a picture's id; `to_rows` makes COCO's json of them."""
+        ids = np.full(len(self.scores), picture_id, np.int64)
+        return Detections(ids, self.boxes, self.scores, self.labels)
+
+
+class Detector:
+    """One or several trained networks and the pyramid that they are run on."""
+
+    def __init__(
+        self,
+        models: list[Model],
+        classes: tuple[str, ...],
+        settings: InferSettings,
+        device: torch.device,
+        weights: str = "",
+    ):
+        self.classes, self.settings, self.device = classes, settings, device
+        self.weights = weights  # what they are, for those who keep results
+        self.models = [
+            model.to(device, memory_format=torch.channels_last).eval() for model in models
+        ]
+        self.precision = precision_of(settings, device)
+        network = Network(self.models, settings.flip, self.precision)
+        self.machine = Machine(network, network.stride, self.precision, AT_ONCE[device.type])
+
+    @classmethod
+    def load(
+        cls,
+        *paths: str | Path,
+        device: str | torch.device | None = None,
+        settings: InferSettings | None = None,
+    ) -> "Detector":
+        """Load a run folder or a checkpoint file; several are used as an ensemble.
+
+        Settings of inference are those of the recipe that the run was trained with, unless others
+        are given.
+        """
+        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        states = [read_state(path) for path in paths]
+        for path, state in zip(paths, states, strict=True):
+            if state["classes"] != states[0]["classes"]:
+                raise Refusal(f"{path}: its classes are not those of {paths[0]}")
+            if state["recipe"]["train"]["task"] == "rpn":
+                raise Refusal(f"{path}: trained for proposals alone; it finds no classes")
+        if settings is None:
+            settings = build(InferSettings, states[0]["infer"], f"{paths[0]}: infer")
+        models = [model_of(state, settings) for state in states]
+        weights = " ".join(
+            f"{state['step']} {state['shards']} {state['recipe']}" for state in states
+        )
+        return cls(models, tuple(states[0]["classes"]), settings, device, weights)
+
+    def __call__(
+        self, pictures: Iterable[Picture] | Picture, mode: str | int = AUTOFOCUS
+    ) -> Iterator[Result]:
+        """Find objects; pictures are paths, arrays (H, W, 3) or tensors, of uint8.
+
+        `mode` is "autofocus", "pyramid" (every level of the whole picture), or a level's number.
+        A broken picture gives a result with an `error`.
+        """
+        if isinstance(pictures, Picture):
+            pictures = [pictures]
+        known = (AUTOFOCUS, PYRAMID, *range(len(self.settings.levels)))
+        if mode not in known:
+            raise Refusal(f"mode {mode!r} is none of {', '.join(map(str, known))}")
+        group, pixels = [], 0
+        most = GROUP_PIXELS[self.device.type]
+        for one in decoded(pictures, int(self.settings.max_megapixels * 1e6)):
+            size = 0 if one.pixels is None else one.pixels.shape[0] * one.pixels.shape[1]
+            if group and (pixels + size > most or len(group) == GROUP):
+                yield from self._results(group, mode)
+                group, pixels = [], 0
+            group.append(one)
+            pixels += size
+        if group:
+            yield from self._results(group, mode)
+
+    def _results(self, group: list, mode: str | int) -> Iterator[Result]:
+        tensors = [
+            torch.as_tensor(one.pixels).to(self.device, non_blocking=True)
+            for one in group
+            if one.pixels is not None
+        ]
+        flights = iter(fly(tensors, self.machine, self.settings, mode))
+        for one in group:
+            if one.error is None:
+                yield landed(next(flights), one.picture, self.settings)
+            else:
+                yield broken(one.picture, one.error)
+
+
+def landed(flight: Flight, picture: Any, settings: InferSettings) -> Result:
+    """Suppress what was found twice (focus stacking), and make a result."""
+    boxes = np.concatenate([np.zeros((0, 4), np.float32), *flight.boxes])
+    scores = np.concatenate([np.zeros(0, np.float32), *flight.scores])
+    labels = np.concatenate([np.zeros(0, np.int64), *flight.labels]).astype(np.int32)
+    places, scores = stack.suppress(
+        boxes,
+        scores,
+        labels,
+        settings.suppression,
+        settings.suppress_overlap,
+        settings.sigma,
+        settings.min_score,
+        settings.detections,
+    )
+    return Result(
+        picture=picture,
+        size=(flight.pixels.shape[1], flight.pixels.shape[0]),
+        boxes=boxes[places],
+        scores=scores,
+        labels=labels[places],
+        chips=flight.regions,
+        focus=flight.maps,
+        processed=flight.processed,
+        canvases={level: int(flight.canvases[level].prod()) for level in flight.regions},
+    )
+
+
+def broken(picture: Any, error: str) -> Result:
+    """Give the result of a picture that can't be read."""
+    nothing = np.zeros((0, 4), np.float32)
+    none = np.zeros(0, np.float32), np.zeros(0, np.int32)
+    return Result(picture, (0, 0), nothing, *none, {}, {}, {}, {}, error)
+
+
+def read_state(path: str | Path, task: str = "train") -> dict[str, Any]:
+    """Read the last checkpoint of a run folder, or the one of a file."""
+    path = Path(path)
+    if path.is_dir():
+        folder = LocalFolder(path).sub(f"{task}/checkpoints")
+        state = checkpoint.load_last(folder)
+        if state is None:
+            raise Refusal(f"{path}: no checkpoint in {folder}; train first, or name a file")
+        return state
+    if not path.is_file():
+        raise Refusal(f"{path}: no such run folder or checkpoint file")
+    try:
+        return checkpoint.parse(path.read_bytes())
+    except ValueError as error:
+        raise Refusal(f"{path}: {error}") from error
+
+
+def model_of(state: dict[str, Any], inference: InferSettings) -> Model:
+    """Make the network of a checkpoint, with its averaged weights where it has such."""
+    recipe = state["recipe"]
+    settings = build(ModelSettings, recipe["model"], "checkpoint: model")
+    model = Model(
+        dataclasses.replace(
+            settings,
+            weights="",
+            checkpointing=False,
+            candidates=inference.candidates,
+            proposals=inference.proposals,
+        ),
+        build(LabelSettings, recipe["labels"], "checkpoint: labels"),
+        0 if recipe["train"]["task"] == "rpn" else len(state["classes"]),
+        choose("frozen" if settings.norm == "frozen" else "batch", None, torch.device("cpu")),
+    )
+    model.load_state_dict(state["average"] or state["model"])
+    return model

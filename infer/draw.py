@@ -1,0 +1,63 @@
+"""Draws what was found, and where the network looked closer, for people to see."""
+
+import colorsys
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from infer.detector import Result
+
+CHIP = ((255, 255, 255), (255, 220, 0), (0, 255, 255), (255, 0, 255))  # by level
+FOCUS = (255, 60, 0)  # of FocusPixels
+SIDE = 1600  # px of the longer side of a drawing, at most
+LINE = 2
+
+
+def draw_result(
+    pixels: np.ndarray, result: Result, classes: tuple[str, ...], min_score: float
+) -> Image.Image:
+    """Draw detections and FocusChips on a picture (H, W, 3) uint8, FocusPixels as a veil."""
+    scale = min(1.0, SIDE / max(pixels.shape[:2]))
+    size = round(pixels.shape[1] * scale), round(pixels.shape[0] * scale)
+    image = Image.fromarray(pixels).resize(size)
+    draw = ImageDraw.Draw(image)
+    for level, chips in result.chips.items():
+        if level:  # the coarsest is the whole picture
+            for chip in chips:
+                _rectangle(draw, chip * scale, CHIP[level % len(CHIP)], LINE)
+    shown = result.scores >= min_score
+    for box, score, label in zip(
+        result.boxes[shown], result.scores[shown], result.labels[shown].tolist(), strict=True
+    ):
+        color = _color(label)
+        _rectangle(draw, box * scale, color, LINE)
+        where = box[0] * scale + 2, max(box[1] * scale - 11, 0)
+        draw.text(where, f"{classes[label]} {score:.2f}", fill=color)
+    return image
+
+
+def draw_focus(pixels: np.ndarray, focus: np.ndarray) -> Image.Image:
+    """Lay a map of focus (rows, columns) over a picture; what was not looked at is dark."""
+    scale = min(1.0, SIDE / max(pixels.shape[:2]))
+    size = round(pixels.shape[1] * scale), round(pixels.shape[0] * scale)
+    image = Image.fromarray(pixels).resize(size)
+    veil = Image.fromarray((focus.clip(0, 1) * 200).astype(np.uint8)).resize(
+        size, Image.Resampling.NEAREST
+    )
+    image.paste(Image.new("RGB", size, FOCUS), (0, 0), veil)
+    unseen = Image.fromarray(((focus < 0) * 160).astype(np.uint8)).resize(
+        size, Image.Resampling.NEAREST
+    )
+    image.paste(Image.new("RGB", size), (0, 0), unseen)
+    return image
+
+
+def _rectangle(draw: ImageDraw.ImageDraw, box: np.ndarray, color: tuple, width: int) -> None:
+    x1, y1, x2, y2 = box.tolist()
+    # half-open: the last pixel is the one before the edge
+    draw.rectangle((x1, y1, max(x2 - 1, x1), max(y2 - 1, y1)), outline=color, width=width)
+
+
+def _color(label: int) -> tuple[int, int, int]:
+    """Give a class a colour; the golden angle keeps neighbours apart."""
+    return tuple(round(255 * v) for v in colorsys.hsv_to_rgb(label * 0.381966 % 1, 0.9, 1.0))

@@ -1,0 +1,455 @@
+"""Measures detections: COCO's figures, VOC's average precision, the recall of proposals.
+
+Legend: P pictures, N objects of all pictures, D detections, K classes; T the IoU thresholds .5 to
+.95, R recall thresholds, A size ranges, M limits on the detections of a picture. Boxes are (.., 4)
+float32 xyxy in picture pixels, half-open. A label is the place of the class in `classes`. Figures
+are 0 to 100, and None where there is no object to find.
+"""
+
+import contextlib
+import io
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from types import MappingProxyType
+from typing import Any
+
+import msgspec
+import numpy as np
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from chipgen import boxes as box_math
+from chipgen import layout, raw
+from chipgen.dataset import Annotations
+from chipgen.errors import Refusal
+
+# COCO's limits on the area, px^2, both inclusive as in pycocotools
+EVERY = (0.0, 1e5**2)
+SIZES = MappingProxyType({"s": (0.0, 32.0**2), "m": (32.0**2, 96.0**2), "l": (96.0**2, 1e5**2)})
+
+AT_50, AT_75 = 0, 5  # places in COCO's IoU thresholds
+
+
+@dataclass(frozen=True)
+class Detections:
+    """What was found in some pictures, in any order."""
+
+    picture_ids: np.ndarray  # (D,) int64
+    boxes: np.ndarray  # (D, 4) float32
+    scores: np.ndarray  # (D,) float32
+    labels: np.ndarray  # (D,) int32
+
+    def __post_init__(self):
+        shapes = {field.name: getattr(self, field.name).shape for field in fields(self)}
+        one = (len(self.picture_ids),)
+        wanted = {"picture_ids": one, "boxes": (*one, 4), "scores": one, "labels": one}
+        if shapes != wanted:
+            raise ValueError(f"detections: the shapes must be {wanted}, not {shapes}")
+
+    def __len__(self) -> int:
+        return len(self.picture_ids)
+
+    @classmethod
+    def concatenate(cls, parts: Iterable["Detections"]) -> "Detections":
+        """Put many behind one another; none at all make empty ones."""
+        empty = cls(
+            np.zeros(0, np.int64),
+            np.zeros((0, 4), np.float32),
+            np.zeros(0, np.float32),
+            np.zeros(0, np.int32),
+        )
+        parts = [empty, *parts]
+        columns = [[getattr(part, field.name) for part in parts] for field in fields(cls)]
+        return cls(*map(np.concatenate, columns))
+
+    def take(self, rows: np.ndarray) -> "Detections":
+        """Give only these detections, in this order."""
+        return Detections(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+    def to_rows(self, category_ids: Sequence[int]) -> list[dict[str, Any]]:
+        """Make the rows of a COCO results file; `category_ids` has the json's id of each class."""
+        category = np.asarray(category_ids, np.int64)[self.labels]
+        # a thousandth of a pixel and float32's own noise are not worth their bytes
+        columns = [
+            self.picture_ids.tolist(),
+            category.tolist(),
+            np.round(_xywh(self.boxes), 3).tolist(),
+            np.round(self.scores.astype(np.float64), 5).tolist(),
+        ]
+        names = ("image_id", "category_id", "bbox", "score")
+        return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+# --- what only the json knows ----------------------------------------------------------------
+
+
+class _Annotation(msgspec.Struct, gc=False):
+    id: Any = None
+    area: Any = None
+
+
+_Odd = list | int | float | str | bool | None  # what may stand where an object should
+
+
+class _AnnotationFile(msgspec.Struct):
+    annotations: list[_Annotation | _Odd]
+
+
+class _Category(msgspec.Struct):
+    id: int
+    name: str
+
+
+class _CategoryFile(msgspec.Struct):
+    categories: list[_Category]
+
+
+def areas_of(where: str, splits: Sequence[str], annotations: Annotations) -> np.ndarray:
+    """Give the area that COCO's sizes go by, (N,) float64.
+
+    That is the annotation's own `area`, which in COCO is the segmentation's and so smaller than
+    the box; where the data set has none, it is the box's.
+    """
+    areas = box_math.areas(annotations.boxes)
+    found = layout.find(where)
+    if found.style != "coco":
+        return areas
+    names = np.array(annotations.pictures["split"].to_pylist(), dtype=object)
+    split_of_box = names[annotations.picture_of_box]
+    for name in splits:
+        # ids are unique within a file only
+        mine = np.flatnonzero(split_of_box == name)
+        ids, listed = _listed_areas(_decoded(found, found.split(name), _AnnotationFile).annotations)
+        if not len(mine) or not len(ids):
+            continue
+        place = np.minimum(np.searchsorted(ids, annotations.annotation_ids[mine]), len(ids) - 1)
+        usable = ids[place] == annotations.annotation_ids[mine]
+        usable &= np.isfinite(listed[place]) & (listed[place] >= 0)
+        areas[mine[usable]] = listed[place[usable]]
+    return areas
+
+
+def _listed_areas(entries: list) -> tuple[np.ndarray, np.ndarray]:
+    """Give the ids of a file's annotations, ascending, and their areas; NaN for an unusable one."""
+    entries = [one if isinstance(one, _Annotation) else _Annotation() for one in entries]
+    areas = raw.floats([one.area for one in entries])
+    values = [one.id for one in entries]
+    if all(value is None for value in values):  # the reader numbers them, too
+        return np.arange(len(values)), areas
+    ids, _ = raw.ids(values)
+    ids, first = np.unique(ids, return_index=True)  # of those that share an id, the first is kept
+    return ids, areas[first]
+
+
+def category_ids(where: str, splits: Sequence[str], classes: Sequence[str]) -> list[int]:
+    """Give each class the id that it has in the first split's json, or 1, 2, .. for VOC."""
+    found = layout.find(where)
+    if found.style != "coco":
+        return list(range(1, len(classes) + 1))
+    listed = _decoded(found, found.split(splits[0]), _CategoryFile).categories
+    listed = sorted(listed, key=lambda category: category.id)
+    if [category.name for category in listed] == list(classes):
+        return [category.id for category in listed]  # also where two share a name
+    id_of = {category.name: category.id for category in listed}
+    missing = [name for name in classes if name not in id_of]
+    if missing:
+        raise Refusal(
+            f"{where}: the categories of split {splits[0]} lack {', '.join(missing)}; "
+            f"the classes must be those of this data set"
+        )
+    return [id_of[name] for name in classes]
+
+
+def _decoded(found: layout.Layout, split: layout.Split, kind: type) -> Any:
+    """Read a split's json into a struct, skipping all that the struct does not name."""
+    folder, name = found.part(split.annotations)
+    where = f"{folder}/{name}"
+    try:
+        data = folder.read(name)
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise Refusal(f"annotations {where}: no such file") from error
+    try:
+        try:
+            return msgspec.json.decode(data, type=kind)
+        except msgspec.ValidationError:
+            raise
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            # Python's own writer puts NaN and Infinity into json, which the fast parser refuses
+            return msgspec.convert(json.loads(data), type=kind)
+    except (msgspec.ValidationError, ValueError, RecursionError) as error:
+        raise Refusal(f"annotations {where}: not COCO: {error}") from error
+
+
+# --- COCO ------------------------------------------------------------------------------------
+
+
+def coco_figures(
+    annotations: Annotations, areas: np.ndarray, detections: Detections, most: int = 100
+) -> dict[str, Any]:
+    """Give COCO's twelve figures and each class's AP, from the best `most` of a picture and class.
+
+    `areas` (N,) sorts the objects into small, medium and large; see `areas_of`.
+    """
+    _require_known_labels(annotations, detections)
+    _rows_of_pictures(annotations, detections)
+    limits = sorted({1, 10, most})
+    found = _accumulate(annotations, areas, detections, [EVERY, *SIZES.values()], limits)
+    last = limits.index(most)
+    precision = found["precision"][..., last]  # (T, R, K, A)
+    recall = found["recall"]  # (T, K, A, M)
+    figures = {
+        "AP": _mean(precision[..., 0]),
+        "AP50": _mean(precision[AT_50, ..., 0]),
+        "AP75": _mean(precision[AT_75, ..., 0]),
+    }
+    for place, size in enumerate(SIZES, 1):
+        figures[f"AP{size}"] = _mean(precision[..., place])
+    figures["AR1"] = _mean(recall[..., 0, limits.index(1)])
+    figures["AR10"] = _mean(recall[..., 0, limits.index(10)])
+    figures |= _recalls(recall[..., last], SIZES)
+    figures["per_class"] = {
+        name: _mean(precision[:, :, k, 0]) for k, name in enumerate(annotations.classes)
+    }
+    return figures
+
+
+def proposal_recall(
+    annotations: Annotations,
+    areas: np.ndarray,
+    proposals: Detections,
+    most: int,
+    sizes: Mapping[str, tuple[float, float]] = SIZES,
+) -> dict[str, float | None]:
+    """Give the share of the objects that the best `most` proposals of a picture find.
+
+    Labels don't matter. AR is the mean over T, all in all and for each range of `sizes` (name ->
+    lowest and highest area, px^2); R50 counts at IoU 0.5 alone. Crowds are not to be found.
+    """
+    rows = _rows_of_pictures(annotations, proposals)
+    order = np.lexsort((-proposals.scores, rows))
+    proposals, rows = proposals.take(order), rows[order]
+    rank = np.arange(len(rows)) - np.searchsorted(rows, rows)
+    # A proposal that overlaps no object by half finds none at any threshold, and recall does not
+    # count misses. Left out, pycocotools' loops run over tens of proposals instead of hundreds.
+    near = np.zeros(len(rows), bool)
+    for mine, _, overlaps in _overlaps(annotations, rows, proposals.boxes):
+        near[mine] = overlaps.max(axis=1) > 0.499  # float noise must not decide
+    chosen = proposals.take(np.flatnonzero((rank < most) & near))
+    found = _accumulate(annotations, areas, chosen, [EVERY, *sizes.values()], [most], blind=True)
+    recall = found["recall"][..., 0]  # (T, 1, A)
+    return {**_recalls(recall, sizes), "R50": _mean(recall[AT_50, :, 0])}
+
+
+def _recalls(recall: np.ndarray, sizes: Iterable[str]) -> dict[str, float | None]:
+    """Average recalls (T, K, A), whose first range is that of every object."""
+    figures = {"AR": _mean(recall[..., 0])}
+    for place, size in enumerate(sizes, 1):
+        figures[f"AR_{size}"] = _mean(recall[..., place])
+    return figures
+
+
+def _mean(values: np.ndarray) -> float | None:
+    """Average shares that are defined, as 0 to 100: -1 is pycocotools' sign of no objects."""
+    defined = values[values > -1]
+    return 100 * float(defined.mean()) if defined.size else None
+
+
+def _accumulate(
+    annotations: Annotations,
+    areas: np.ndarray,
+    detections: Detections,
+    ranges: Sequence[tuple[float, float]],
+    limits: Sequence[int],
+    blind: bool = False,
+) -> dict[str, np.ndarray]:
+    """Run pycocotools: `precision` (T, R, K, A, M) and `recall` (T, K, A, M), -1 for no objects.
+
+    Its `summarize` takes AP at 100 detections only, so that step is left to the caller. With
+    `blind` there is one class, K = 1, and crowds are left out.
+    """
+    if areas.shape != (len(annotations.boxes),):
+        raise ValueError(f"areas: {areas.shape} for {len(annotations.boxes)} objects")
+    objects = np.flatnonzero(~annotations.crowd) if blind else np.arange(len(annotations.boxes))
+    picture_ids = annotations.picture_ids
+    classes = 1 if blind else len(annotations.classes)
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints progress
+        truth = _as_coco(
+            picture_ids,
+            classes,
+            picture_ids[annotations.picture_of_box][objects],
+            annotations.boxes[objects],
+            annotations.labels[objects] * (not blind),
+            areas[objects],
+            annotations.crowd[objects],
+            np.zeros(len(objects)),
+        )
+        found = _as_coco(
+            picture_ids,
+            classes,
+            detections.picture_ids,
+            detections.boxes,
+            detections.labels * (not blind),
+            box_math.areas(detections.boxes),
+            np.zeros(len(detections), bool),
+            detections.scores,
+        )
+        run = COCOeval(truth, found, "bbox")
+        run.params.areaRng = [list(one) for one in ranges]
+        run.params.areaRngLbl = [str(one) for one in ranges]
+        run.params.maxDets = list(limits)
+        run.evaluate()
+        run.accumulate()
+    return run.eval
+
+
+def _as_coco(
+    picture_ids: np.ndarray,
+    classes: int,
+    of_picture: np.ndarray,
+    boxes: np.ndarray,
+    labels: np.ndarray,
+    areas: np.ndarray,
+    crowd: np.ndarray,
+    scores: np.ndarray,
+) -> COCO:
+    """Make pycocotools' own index of boxes in memory; the categories are the labels."""
+    columns = {
+        # not the data set's: ids repeat between splits, and 0 would mean "not matched"
+        "id": range(1, len(boxes) + 1),
+        "image_id": of_picture.tolist(),
+        "category_id": labels.tolist(),
+        "bbox": _xywh(boxes).tolist(),
+        "area": areas.tolist(),
+        "iscrowd": crowd.astype(int).tolist(),
+        "score": scores.tolist(),
+    }
+    index = COCO()
+    index.dataset = {
+        "images": [{"id": one} for one in picture_ids.tolist()],
+        "categories": [{"id": one} for one in range(classes)],
+        "annotations": [
+            dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)
+        ],
+    }
+    index.createIndex()
+    return index
+
+
+# --- VOC -------------------------------------------------------------------------------------
+
+
+def voc_figures(annotations: Annotations, detections: Detections) -> dict[str, Any]:
+    """Give VOC's mean AP at IoU 0.5 and 0.7, and each class's at 0.5, by the rule since 2010.
+
+    A detection is held against the object of its class that it overlaps most, be that taken or
+    not; "difficult" objects (crowd) need not be found, and who finds one is not counted.
+    """
+    _require_known_labels(annotations, detections)
+    rows = _rows_of_pictures(annotations, detections)
+    best = np.zeros(len(detections), np.int64)  # the object that it overlaps most
+    overlap = np.zeros(len(detections))
+    for mine, objects, overlaps in _overlaps(annotations, rows, detections.boxes):
+        same = detections.labels[mine][:, None] == annotations.labels[objects][None]
+        overlaps = np.where(same, overlaps, 0.0)
+        place = overlaps.argmax(axis=1)
+        best[mine] = objects[place]
+        overlap[mine] = overlaps[np.arange(len(mine)), place]
+
+    order = np.argsort(-detections.scores, kind="stable")
+    best, overlap, labels = best[order], overlap[order], detections.labels[order]
+    wanted = np.bincount(
+        annotations.labels[~annotations.crowd], minlength=len(annotations.classes)
+    )  # (K,)
+
+    def per_class(threshold: float) -> np.ndarray:  # (K,), -1 for a class without objects
+        return np.array(
+            [
+                _average_precision(
+                    best[labels == k], overlap[labels == k] >= threshold, annotations.crowd, count
+                )
+                for k, count in enumerate(wanted.tolist())
+            ]
+        )
+
+    at_50 = per_class(0.5)
+    return {
+        "AP50": _mean(at_50),
+        "AP70": _mean(per_class(0.7)),
+        "per_class": {name: _mean(at_50[[k]]) for k, name in enumerate(annotations.classes)},
+    }
+
+
+def _average_precision(best: np.ndarray, hit: np.ndarray, crowd: np.ndarray, wanted: int) -> float:
+    """Give the area under the envelope of precision over recall, for one class; -1 for no objects.
+
+    `best` and `hit` (d,): each detection's object and whether it overlaps it enough, the best
+    score first; `crowd` (N,); `wanted` objects are to be found.
+    """
+    if not wanted:
+        return -1.0
+    counted = ~hit
+    counted[hit] = ~crowd[best[hit]]
+    best, hit = best[counted], hit[counted]
+    right = np.zeros(len(best), bool)
+    hits = np.flatnonzero(hit)
+    right[hits[np.unique(best[hits], return_index=True)[1]]] = True  # an object's first finder
+    found = np.cumsum(right)
+    precision = found / np.arange(1, len(found) + 1)
+    envelope = np.maximum.accumulate(precision[::-1])[::-1]
+    return float(envelope[right].sum()) / wanted  # each find is a step of recall, 1 / wanted
+
+
+# --- shared ----------------------------------------------------------------------------------
+
+
+def _xywh(boxes: np.ndarray) -> np.ndarray:
+    """Give boxes as COCO writes them: (n, 4) float64 x, y, width, height."""
+    wide = boxes.astype(np.float64)
+    wide[:, 2:] -= wide[:, :2]
+    return wide
+
+
+def _require_known_labels(annotations: Annotations, detections: Detections) -> None:
+    """Refuse detections of more classes than there are: pycocotools would drop them in silence."""
+    strange = ~np.isin(detections.labels, np.arange(len(annotations.classes)))
+    if strange.any():
+        raise Refusal(
+            f"detections: a label is {detections.labels[strange][0]}, but the data set has "
+            f"{len(annotations.classes)} classes; evaluate on the classes that were trained on"
+        )
+
+
+def _rows_of_pictures(annotations: Annotations, detections: Detections) -> np.ndarray:
+    """Find the row of each detection's picture, (D,) int64; refuse detections of other data."""
+    order = np.argsort(annotations.picture_ids, kind="stable")
+    ids = annotations.picture_ids[order]
+    place = np.searchsorted(ids, detections.picture_ids)
+    known = place < len(ids)
+    known[known] = ids[place[known]] == detections.picture_ids[known]
+    if not known.all():
+        per_picture = Counter(detections.picture_ids[~known].tolist())
+        raise Refusal(
+            f"detections: {len(per_picture)} of their pictures, such as {min(per_picture)}, are "
+            f"not among the {len(ids)} annotated ones; evaluate on the splits they were made from"
+        )
+    return order[place]
+
+
+def _overlaps(
+    annotations: Annotations, rows: np.ndarray, boxes: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Go through the pictures that have both detections (d of them) and objects (n).
+
+    Yields the places of the detections (d,), those of the objects (n,) and their IoU (d, n).
+    """
+    order = np.argsort(rows, kind="stable")
+    in_order = rows[order]
+    seen, firsts = np.unique(in_order, return_index=True)
+    lasts = np.searchsorted(in_order, seen, side="right")
+    for picture, first, last in zip(seen.tolist(), firsts, lasts, strict=True):
+        mine = order[first:last]
+        objects = np.arange(annotations.offsets[picture], annotations.offsets[picture + 1])
+        if len(objects):
+            yield mine, objects, box_math.iou(boxes[mine], annotations.boxes[objects])

@@ -1,0 +1,71 @@
+"""Evaluates each checkpoint of a training run as it appears, into the run's log and TensorBoard."""
+
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from chipgen.errors import Refusal
+from chipgen.storage import LocalFolder
+from infer import measure
+from infer.detector import Detector
+from infer.settings import InferSettings
+from train import checkpoint
+from train.journal import LOG
+
+PAUSE = 5.0  # s between two looks
+log = logging.getLogger("infer")
+
+
+def follow(
+    run: Path, test: measure.Test, modes: Sequence[str | int], settings: InferSettings | None
+) -> None:
+    """Evaluate checkpoints until the last one of the training is done."""
+    from torch.utils.tensorboard import SummaryWriter  # a second of imports
+
+    folder = LocalFolder(run / "train")
+    checkpoints = folder.sub("checkpoints")
+    ended = False
+    with SummaryWriter(str(folder.path / "tensorboard")) as writer:
+        while not ended:
+            new = [n for n in checkpoint.steps(checkpoints) if n not in evaluated(folder)]
+            for step in new:
+                try:
+                    detector = Detector.load(
+                        folder.path / "checkpoints" / checkpoint.file_of(step), settings=settings
+                    )
+                except Refusal as gone:
+                    if step in checkpoint.steps(checkpoints):
+                        raise
+                    log.info("step %d: removed before it was evaluated (%s)", step, gone)
+                    continue
+                entry = {"step": step, **measure.compare(detector, test, modes)}
+                append(folder, entry)
+                for mode in map(measure.name_of, modes):
+                    for name, value in entry[mode].items():
+                        if isinstance(value, float):
+                            writer.add_scalar(f"{mode}/{name}", value, step)
+                writer.flush()
+                log.info("step %d\n%s", step, measure.table_of(entry))
+            last = checkpoint.steps(checkpoints)[-1:]
+            ended = any(checkpoint.read_record(checkpoints, n).done for n in last)
+            ended &= all(n in evaluated(folder) for n in last)
+            if not (ended or new):
+                time.sleep(PAUSE)
+
+
+def evaluated(folder: LocalFolder) -> set[int]:
+    """List the steps that the log has figures of."""
+    if not folder.exists(LOG):
+        return set()
+    entries = [msgspec.json.decode(x) for x in folder.read(LOG).splitlines(keepends=True)
+               if x.endswith(b"\n")]  # fmt: skip
+    return {entry["step"] for entry in entries if "style" in entry}
+
+
+def append(folder: LocalFolder, entry: dict) -> None:
+    """Add a line to the log: one write, so that it does not mix with the training's own."""
+    with (folder.path / LOG).open("ab", buffering=0) as file:
+        file.write(msgspec.json.encode(entry) + b"\n")

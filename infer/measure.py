@@ -1,0 +1,136 @@
+"""Runs a detector over an annotated data set: precision, pixels and speed of each mode."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from chipgen import dataset, layout
+from chipgen.dataset import Annotations
+from infer import evaluate
+from infer.cascade import PYRAMID
+from infer.detector import Detector
+from infer.evaluate import Detections
+from infer.proposals import Proposer, sources_of
+
+WARM_UP = 4  # pictures that pass before the clock starts
+PROPOSALS = 300  # of a picture, of all levels together, whose recall is told
+COCO = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR")
+VOC = ("AP50", "AP70")
+
+
+@dataclass(frozen=True)
+class Test:
+    """What a detector is measured on."""
+
+    annotations: Annotations
+    areas: np.ndarray  # (N,) float64, that sort objects into small, medium and large
+    style: str  # "coco" or "voc"
+
+
+def open_test(where: str, splits: Sequence[str], pictures: int | None = None) -> Test:
+    """Read a data set, or some pictures spread over it."""
+    annotations = dataset.read(where, splits)
+    if pictures is not None and pictures < len(annotations.picture_ids):
+        count = len(annotations.picture_ids)
+        annotations = annotations.take(np.arange(pictures) * count // pictures)
+    areas = evaluate.areas_of(where, splits, annotations)
+    return Test(annotations, areas, layout.find(where).style)
+
+
+def compare(detector: Detector, test: Test, modes: Sequence[str | int]) -> dict[str, Any]:
+    """Measure each mode; with the full pyramid also what its proposals recall."""
+    result: dict[str, Any] = {"style": test.style}
+    for mode in modes:
+        result[name_of(mode)] = measure(detector, test, mode)
+    if PYRAMID in modes:
+        result["proposals"] = recall(detector, test)
+    return result
+
+
+def measure(detector: Detector, test: Test, mode: str | int) -> dict[str, Any]:
+    """Run one mode over all pictures."""
+    sources = list(sources_of(test.annotations))
+    for _ in detector(sources[:WARM_UP], mode):
+        pass
+    found, errors = [], {}
+    levels = detector.settings.levels
+    processed, whole = np.zeros((2, len(levels)))
+    start = time.perf_counter()
+    for result in tqdm(
+        detector(sources, mode), total=len(sources), unit=" pictures", desc=name_of(mode)
+    ):
+        if result.error:
+            errors[str(result.picture)] = result.error
+            continue
+        found.append(result.detections(result.picture.picture_id))
+        for level, pixels in result.processed.items():
+            processed[level] += pixels
+            whole[level] += result.canvases[level]
+    seconds = time.perf_counter() - start
+    seen = max(len(sources) - len(errors), 1)
+    shares = np.divide(processed, whole, out=np.zeros_like(whole), where=whole > 0)
+    return {
+        **precision(test, Detections.concatenate(found), detector.settings.detections),
+        "pixels": float(np.sqrt(processed.sum() / seen)),
+        "pictures_per_s": seen / seconds,
+        "shares": {str(level): float(shares[n]) for n, level in enumerate(levels) if whole[n]},
+        "pictures": seen,
+        "broken": errors,
+    }
+
+
+def precision(test: Test, found: Detections, most: int) -> dict[str, Any]:
+    """Give the figures of the data set's own kind."""
+    if test.style == "voc":
+        return evaluate.voc_figures(test.annotations, found)
+    return evaluate.coco_figures(test.annotations, test.areas, found, most)
+
+
+def recall(detector: Detector, test: Test) -> dict[str, float | None]:
+    """Measure the recall of the first network's proposals over the whole pyramid."""
+    proposer = Proposer(detector.models[0], detector.settings, detector.device)
+    bar = tqdm(total=len(test.annotations.picture_ids), unit=" pictures", desc="proposals")
+    with bar:
+        table, _ = proposer.table(test.annotations, bar.update)
+    boxes = np.stack([table[name].to_numpy() for name in ("x1", "y1", "x2", "y2")], axis=1)
+    ids, scores = table["picture_id"].to_numpy(), table["score"].to_numpy()
+    proposals = Detections(ids, boxes, scores, np.zeros(len(ids), np.int32))
+    return evaluate.proposal_recall(test.annotations, test.areas, proposals, PROPOSALS)
+
+
+def name_of(mode: str | int) -> str:
+    """Name a mode as eval.json does."""
+    return mode if isinstance(mode, str) else f"level{mode}"
+
+
+def table_of(result: dict[str, Any]) -> str:
+    """Lay out what `compare` found for people."""
+    columns = COCO if result["style"] == "coco" else VOC
+    modes = {
+        name: row for name, row in result.items() if isinstance(row, dict) and columns[0] in row
+    }
+    heads = "".join(f"{name:>7}" for name in columns)
+    lines = [f"{'':12}{heads}{'pixels':>8}{'pict./s':>9}  share of each level"]
+    for name, row in modes.items():
+        values = "".join(_cell(row[column]) for column in columns)
+        shares = ", ".join(f"{level} {share:.0%}" for level, share in row["shares"].items())
+        speed = f"{row['pixels']:8.0f}{row['pictures_per_s']:9.2f}"
+        lines.append(f"{name:12}{values}{speed}  {shares}")
+        if row["broken"]:
+            lines.append(f"{'':12}{len(row['broken'])} pictures could not be read")
+    if "proposals" in result:
+        recalls = ", ".join(f"{k} {_cell(v).strip()}" for k, v in result["proposals"].items())
+        lines.append(f"proposals   {recalls} (best {PROPOSALS} of a picture)")
+    first = next(iter(modes.values()))
+    if len(first.get("per_class", {})) > 1:
+        of_class = ", ".join(f"{k} {_cell(v).strip()}" for k, v in first["per_class"].items())
+        lines.append(f"by class    {of_class} ({next(iter(modes))})")
+    return "\n".join(lines)
+
+
+def _cell(value: float | None) -> str:
+    return f"{'-':>7}" if value is None else f"{value:7.1f}"

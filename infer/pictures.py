@@ -1,0 +1,94 @@
+"""Pictures in, from wherever they come: decoded in threads, in order, a bounded number ahead."""
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from chipgen import codec
+from chipgen.errors import PictureError, Refusal
+from chipgen.storage import Folder, LocalFolder, read_picture
+
+THREADS = 2
+AHEAD = 4  # pictures that are decoded before they are asked for
+
+
+@dataclass(frozen=True)
+class Source:
+    """A picture file."""
+
+    folder: Folder
+    name: str
+    size: tuple[int, int] | None = None  # width and height, where annotations tell
+    picture_id: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.folder}/{self.name}"
+
+
+Picture = Source | str | Path | np.ndarray | torch.Tensor
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A picture's pixels, or why there are none."""
+
+    picture: Any
+    pixels: np.ndarray | torch.Tensor | None  # (H, W, 3) uint8
+    error: str | None
+
+
+def decoded(pictures: Iterable[Picture], max_pixels: int) -> Iterator[Decoded]:
+    """Decode pictures in threads; the order is kept, and a broken one is told, not raised."""
+    waiting: deque[Future] = deque()
+    pictures = iter(pictures)
+    with ThreadPoolExecutor(THREADS, "decode") as threads:
+        try:
+            while True:
+                while len(waiting) < AHEAD and (picture := next(pictures, None)) is not None:
+                    waiting.append(threads.submit(_decode, picture, max_pixels))
+                if not waiting:
+                    return
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def _decode(picture: Picture, max_pixels: int) -> Decoded:
+    try:
+        if isinstance(picture, np.ndarray | torch.Tensor):
+            return Decoded(picture, _checked(picture), None)
+        if isinstance(picture, Source):
+            data, size = read_picture(picture.folder, picture.name), picture.size
+        else:
+            path = Path(picture)
+            data, size = read_picture(LocalFolder(path.parent), path.name), None
+        pixels = codec.unpack(codec.decode(data, size, max_pixels))
+        return Decoded(picture, np.ascontiguousarray(pixels), None)
+    except PictureError as error:
+        return Decoded(picture, None, str(error))
+
+
+def _checked(picture: np.ndarray | torch.Tensor) -> np.ndarray | torch.Tensor:
+    """Take arrays (H, W, 3) or (H, W), and tensors (3, H, W) or (H, W, 3), all of uint8."""
+    kind = picture.dtype
+    if kind not in (np.uint8, torch.uint8):
+        raise Refusal(f"picture of {kind}: expected uint8, from 0 to 255")
+    if picture.ndim == 2:
+        stacked = [picture] * 3
+        tensor = isinstance(picture, torch.Tensor)
+        picture = torch.stack(stacked, -1) if tensor else np.stack(stacked, -1)
+    if isinstance(picture, torch.Tensor) and picture.shape[0] == 3 and picture.shape[-1] != 3:
+        picture = picture.permute(1, 2, 0)
+    if picture.ndim != 3 or picture.shape[2] != 3 or 0 in picture.shape:
+        raise Refusal(
+            f"picture of shape {tuple(picture.shape)}: expected (height, width, 3), or a tensor "
+            f"(3, height, width)"
+        )
+    return picture

@@ -1,0 +1,270 @@
+"""What a briefly trained RPN takes for objects in all pictures of a plan: negatives hold that.
+
+RUN/proposals/part-N.parquet, one for each PICTURES pictures in the plan's order, then
+proposals.parquet, and last proposals.json, which says what they were made from. A part that is
+there is not made again.
+"""
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import torch
+from tqdm import tqdm
+
+from chipgen import run as run_folder
+from chipgen.dataset import Annotations
+from chipgen.errors import Refusal
+from chipgen.negatives import PROPOSALS
+from chipgen.run import PlanRecord, encode_json
+from chipgen.storage import Folder, open_folder, open_table, read_table, table_bytes
+from infer import stack
+from infer.cascade import Flight, Machine, Window, batches, tiles
+from infer.crop import Region, draw
+from infer.detector import AT_ONCE, model_of
+from infer.focus import FocusSettings
+from infer.pictures import Source, decoded
+from infer.settings import InferSettings
+from train import checkpoint
+from train.detector.model import Detector as Model
+from train.loop import mixed, precision_of
+from train.nms import suppress
+
+PICTURES = 256  # of a part
+LEVEL_MOST = 300  # proposals of a picture at a level
+FOLDER, RECORD, TABLE = "proposals", "proposals.json", "proposals.parquet"
+log = logging.getLogger("infer")
+
+
+class Record(msgspec.Struct, frozen=True):
+    """What proposals.json holds."""
+
+    inputs: str  # hash of the plan and the network's settings
+    checkpoint: str  # hash of the weights they were made with
+    pictures: int
+    rejected: dict[str, str]  # pictures that could not be read, and why
+    proposals: int
+
+
+def inputs_of(record: PlanRecord, model: dict) -> str:
+    """Hash what proposals follow from, short of the training's own chance: plan and [model]."""
+    text = f"{record.content} {LEVEL_MOST}".encode() + msgspec.json.encode(model, order="sorted")
+    return hashlib.sha256(text).hexdigest()
+
+
+def finished(run: Folder) -> Record | None:
+    """Read what the finished proposals of a run were made from, if there are any."""
+    folder = run.sub(FOLDER)
+    if not folder.exists(RECORD):
+        return None
+    return msgspec.json.decode(folder.read(RECORD), type=Record)
+
+
+def up_to_date(run: Folder, model: dict) -> bool:
+    """Say whether a run has the proposals that its plan and [model] ask for, or needs none."""
+    record = run_folder.read_record(run)
+    done = finished(run)
+    if record.recipe["chips"]["strategy"] != "sniper":
+        log.info("proposals: strategy %r takes none", record.recipe["chips"]["strategy"])
+    elif done is None or done.inputs != inputs_of(record, model):
+        return False
+    else:
+        log.info("proposals: up to date (%s)", run.sub(FOLDER))
+    return True
+
+
+def make(run: Folder, part: tuple[int, int] | None, finish: bool) -> None:
+    """Make the proposals of a run, or of its parts n with n % N == I, and put them together."""
+    record = run_folder.read_record(run)
+    folder = run.sub(FOLDER)
+    state, weights = read_weights(run)
+    model = state["recipe"]["model"]
+    if up_to_date(run, model):
+        return
+    inputs = inputs_of(record, model)
+    made_with = {b"inputs": inputs.encode(), b"weights": weights.encode()}
+    reader = run_folder.Reader(run)
+    count = reader.pictures.metadata.num_rows
+    parts = range(-(-count // PICTURES))
+    missing = [n for n in parts if not _is_made(folder, n, made_with)]
+    if not finish:
+        mine = [n for n in missing if part is None or n % part[1] == part[0]]
+        if mine:
+            recipe = run_folder.recipe_of(record)
+            pyramid = training_pyramid(recipe)
+            proposer = Proposer(model_of(state, pyramid), pyramid)
+            with tqdm(total=_pictures_in(mine, count), unit=" pictures", desc="proposals") as bar:
+                for n in mine:
+                    annotations = reader.annotations(*_rows(n, count), record)
+                    table, rejected = proposer.table(annotations, lambda: bar.update(1))
+                    about = {**made_with, b"rejected": msgspec.json.encode(rejected)}
+                    folder.write(_name(n), table_bytes(table.replace_schema_metadata(about)))
+        if part is not None:
+            log.info("proposals: part %d/%d is made; then: --finish", *part)
+            return
+        missing = []
+    if missing:
+        raise Refusal(
+            f"{folder}: {len(missing)} of {len(parts)} parts are missing, such as {missing[0]}; "
+            f"make them with: python -m infer proposals {run}"
+        )
+    _put_together(folder, parts, inputs, weights, count)
+
+
+def training_pyramid(recipe: run_folder.Recipe) -> InferSettings:
+    """Give the levels that chips are cut from as a pyramid to look at whole."""
+    levels = recipe.chips.levels
+    return InferSettings(
+        levels=levels,
+        focus=(FocusSettings(),) * (len(levels) - 1),
+        proposals=LEVEL_MOST,
+        max_megapixels=recipe.shards.max_megapixels,
+    )
+
+
+class Proposer:
+    """Lets a network propose in whole pictures, at all levels."""
+
+    def __init__(self, model: Model, settings: InferSettings, device: torch.device | None = None):
+        self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.model = model.to(self.device, memory_format=torch.channels_last).eval()
+        self.settings = settings
+        precision = precision_of(settings, self.device)
+        self.machine = Machine(self._look, model.stride, precision, AT_ONCE[self.device.type])
+
+    def table(
+        self, annotations: Annotations, on_picture: Callable[[], None]
+    ) -> tuple[pa.Table, dict[str, str]]:
+        """Propose in all pictures: a table of negatives.PROPOSALS, and which can't be read, why."""
+        columns: dict[str, list[np.ndarray]] = {name: [] for name in PROPOSALS}
+        rejected = {}
+        sources = sources_of(annotations)
+        for one in decoded(sources, int(self.settings.max_megapixels * 1e6)):
+            on_picture()
+            if one.pixels is None:
+                rejected[str(one.picture)] = one.error
+                continue
+            for level, (boxes, scores) in enumerate(self(one.pixels)):
+                columns["picture_id"].append(np.full(len(boxes), one.picture.picture_id, np.int64))
+                columns["level"].append(np.full(len(boxes), level, np.int16))
+                for k, name in enumerate(("x1", "y1", "x2", "y2")):
+                    columns[name].append(boxes[:, k])
+                columns["score"].append(scores)
+        kinds = {"picture_id": np.int64, "level": np.int16}
+        whole = {
+            name: np.concatenate([np.zeros(0, kinds.get(name, np.float32)), *parts])
+            for name, parts in columns.items()
+        }
+        return pa.table(whole), rejected
+
+    def __call__(self, pixels: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Propose in one picture: by level, boxes (n, 4) in picture px, best first, and scores."""
+        flight = Flight.start(torch.as_tensor(pixels).to(self.device), self.settings)
+        for level in range(len(self.settings.levels)):
+            scale = flight.scales[level]
+            regions = [
+                Region(0, tile, tuple(scale.tolist()))
+                for window in flight.whole(level)
+                for tile in tiles(
+                    window, self.settings.tile, self.settings.overlap, self.machine.stride
+                )
+            ]
+            boxes, scores = [], []
+            for shape, batch in batches(regions, self.settings.step, self.machine):
+                canvases = draw([flight.pixels], batch, shape, self.machine.dtype)
+                found = self._look(canvases, [region.window for region in batch])
+                for region, *of_region in zip(batch, *found, strict=True):
+                    on_canvas, logits, there = (values.cpu().numpy() for values in of_region)
+                    on_canvas = on_canvas + np.tile(region.window[:2], 2).astype(np.float32)
+                    canvas = tuple(flight.canvases[level].tolist())
+                    there &= stack.inside(on_canvas, region.window, canvas, self.settings.border)
+                    boxes.append(on_canvas[there])
+                    scores.append(1 / (1 + np.exp(-logits[there])))
+            yield self._best(np.concatenate(boxes), np.concatenate(scores), scale, len(regions))
+
+    @torch.inference_mode()
+    def _look(self, canvases: torch.Tensor, windows: list[Window]) -> tuple[torch.Tensor, ...]:
+        """Give boxes (b, P, 4) in canvas px, logits (b, P), and which are there (b, P)."""
+        content = torch.tensor([w[2:] for w in windows], dtype=torch.float32).to(self.device)
+        with mixed(self.machine.dtype, self.device):
+            maps = self.model.backbone(canvases)
+            boxes, logits, there = self.model.propose(maps, content)
+        return boxes.float(), logits.float(), there
+
+    def _best(
+        self, boxes: np.ndarray, scores: np.ndarray, scale: np.ndarray, tiles: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Sort the proposals of a level, without what neighbouring tiles both found."""
+        order = np.argsort(-scores, kind="stable")
+        boxes, scores = boxes[order].astype(np.float32), scores[order].astype(np.float32)
+        if tiles > 1:
+            there = torch.ones((1, len(boxes)), dtype=torch.bool)
+            overlap = self.model.settings.proposal_iou
+            kept = suppress(torch.from_numpy(boxes)[None], there, overlap, LEVEL_MOST)[0].numpy()
+            boxes, scores = boxes[kept], scores[kept]
+        boxes = boxes[:LEVEL_MOST] / np.tile(scale, 2)
+        return boxes.astype(np.float32), scores[:LEVEL_MOST]
+
+
+def sources_of(annotations: Annotations) -> Iterator[Source]:
+    """Name the picture files of a data set."""
+    folders = [open_folder(root) for root in annotations.roots]
+    for entry in annotations.pictures.to_pylist():
+        size = entry["width"], entry["height"]
+        yield Source(folders[entry["root"]], entry["file"], size, entry["picture_id"])
+
+
+def read_weights(run: Folder) -> tuple[dict[str, Any], str]:
+    """Read the finished RPN of a run, and the hash of its file."""
+    folder = run.sub("rpn/checkpoints")
+    state = checkpoint.load_last(folder)
+    if state is None or not state["done"]:
+        raise Refusal(
+            f"{run}: no finished RPN in {folder}; train one with: python -m train {run} --recipe "
+            f"... --set train.task=rpn --resume"
+        )
+    return state, checkpoint.read_record(folder, state["step"]).sha256
+
+
+def _put_together(folder: Folder, parts: range, inputs: str, weights: str, pictures: int) -> None:
+    tables = [read_table(folder, _name(n)) for n in parts]
+    rejected: dict[str, str] = {}
+    for table in tables:
+        rejected |= msgspec.json.decode(table.schema.metadata[b"rejected"])
+    whole = pa.concat_tables([table.replace_schema_metadata() for table in tables])
+    folder.write(TABLE, table_bytes(whole))
+    record = Record(inputs, weights, pictures, rejected, whole.num_rows)
+    folder.write(RECORD, encode_json(record))
+    for n in parts:
+        folder.remove(_name(n))
+    log.info(
+        "proposals: %d in %d pictures, %d pictures rejected (%s)",
+        whole.num_rows,
+        pictures - len(rejected),
+        len(rejected),
+        folder,
+    )
+
+
+def _is_made(folder: Folder, n: int, made_with: dict[bytes, bytes]) -> bool:
+    if not folder.exists(_name(n)):
+        return False
+    with open_table(folder, _name(n)) as file:
+        metadata = file.schema_arrow.metadata or {}
+    return all(metadata.get(key) == value for key, value in made_with.items())
+
+
+def _rows(n: int, count: int) -> tuple[int, int]:
+    return n * PICTURES, min((n + 1) * PICTURES, count)
+
+
+def _pictures_in(parts: list[int], count: int) -> int:
+    return sum(last - first for first, last in (_rows(n, count) for n in parts))
+
+
+def _name(n: int) -> str:
+    return f"part-{n:06d}.parquet"
