@@ -64,7 +64,8 @@ class Network:
         )
         logits = torch.cat([logits for _, logits, _, _ in found], 1)
         there = torch.cat([one for _, _, one, _ in found], 1)
-        logits, order = logits.masked_fill(~there, -torch.inf).sort(1, descending=True, stable=True)
+        keys = logits.masked_fill(~there, -torch.inf)
+        logits, order = keys.sort(dim=1, descending=True, stable=True)
         boxes = boxes.gather(1, order[..., None].expand(-1, -1, 4))
         settings = self.models[0].settings
         kept = suppress(boxes, there.gather(1, order), settings.proposal_iou, settings.proposals)

@@ -45,8 +45,8 @@ class InferSettings:
                 f"focus has {len(self.focus)} entries, and levels {len(self.levels)}: each level "
                 f"but the last, the finest, needs one"
             )
-        if not 0 <= self.overlap < self.tile:
-            raise ValueError("0 <= overlap < tile must hold")
+        if not 0 <= self.overlap <= self.tile / 2:
+            raise ValueError("0 <= overlap <= tile / 2 must hold")
         for name in ("step", "max_megapixels", "candidates", "proposals", "sigma", "detections"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} = {getattr(self, name)} must be positive")

@@ -1,0 +1,309 @@
+"""The detector and its command line, as users call them."""
+
+import json
+import shutil
+
+import inferring
+import made_up
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from chipgen.errors import Refusal
+from infer import Detector, measure
+from infer.__main__ import main
+from infer.commands import LINES
+
+WIDE, TALL = (120, 80), (60, 100)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Networks this small take longer when two threads wait for a busy processor."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run folder with an untrained detector."""
+    folder = tmp_path_factory.mktemp("run")
+    focus = [{"threshold": 0.01, "dilation": 1, "smallest": 64}] * 2
+    inferring.save(folder, inferring.plain(inferring.pyramid(focus=focus)))
+    return folder
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A folder of pictures, one of them in a folder of its own, and a file of another kind."""
+    folder = tmp_path / "photos"
+    (folder / "more").mkdir(parents=True)
+    for name, size in (("a.jpg", WIDE), ("b.png", TALL), ("more/c.JPG", WIDE)):
+        made_up.noise(*size, seed=len(name)).save(folder / name)
+    (folder / "notes.txt").write_text("not a picture")
+    return folder
+
+
+def test_paths_arrays_and_tensors_of_a_picture_give_the_same(run, tmp_path):
+    pixels = np.array(made_up.noise(*WIDE))
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    tensor = torch.from_numpy(pixels)
+    pictures = [
+        tmp_path / "a.png",
+        str(tmp_path / "a.png"),
+        pixels,
+        tensor,
+        tensor.permute(2, 0, 1),
+    ]
+    results = list(Detector.load(run)(pictures))
+    for result in results:
+        assert result.size == WIDE
+        assert len(result.boxes) > 0
+        np.testing.assert_array_equal(result.boxes, results[0].boxes)
+        np.testing.assert_array_equal(result.scores, results[0].scores)
+    assert [result.picture is given for result, given in zip(results, pictures, strict=True)]
+
+
+def test_one_picture_needs_no_list_and_grey_ones_are_coloured(run):
+    detector = Detector.load(run)
+    grey = np.array(made_up.noise(*WIDE).convert("L"))
+    (flat,) = detector(grey)
+    (stacked,) = detector(np.stack([grey] * 3, axis=-1))
+    np.testing.assert_array_equal(flat.boxes, stacked.boxes)
+
+
+@pytest.mark.parametrize(
+    "pixels", [np.zeros((8, 8, 4), np.uint8), np.zeros((8, 8, 3)), np.zeros((0, 8, 3), np.uint8)]
+)
+def test_arrays_that_are_no_pictures_are_refused(run, pixels):
+    with pytest.raises(Refusal, match="expected"):
+        list(Detector.load(run)([pixels]))
+
+
+def test_results_turn_into_rows_of_coco(run):
+    detector = Detector.load(run)
+    (result,) = detector(np.array(made_up.noise(*WIDE)))
+    rows = result.detections(42).to_rows([7, 9])
+    assert len(rows) == len(result.boxes)
+    assert {row["image_id"] for row in rows} == {42}
+    assert {row["category_id"] for row in rows} <= {7, 9}
+    x1, y1, x2, y2 = result.boxes[0].tolist()
+    np.testing.assert_allclose(rows[0]["bbox"], [x1, y1, x2 - x1, y2 - y1], atol=2e-3)
+    assert json.dumps(rows)
+
+
+def test_a_turned_photograph_is_turned_upright(run, tmp_path):
+    image = made_up.noise(*WIDE)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "turned.jpg", exif=exif)
+    (result,) = Detector.load(run)(tmp_path / "turned.jpg")
+    assert result.size == WIDE[::-1]
+
+
+def test_a_run_folder_and_its_file_are_the_same_detector(run, tmp_path):
+    (file,) = (run / "train" / "checkpoints").glob("*.pt")
+    shutil.copy(file, tmp_path / "mine.pt")
+    pixels = np.array(made_up.noise(*WIDE))
+    (of_run,), (of_file,) = Detector.load(run)(pixels), Detector.load(tmp_path / "mine.pt")(pixels)
+    np.testing.assert_array_equal(of_run.boxes, of_file.boxes)
+
+
+def test_averaged_weights_are_used_where_there_are_some(tmp_path):
+    file = inferring.save(tmp_path, inferring.plain(inferring.pyramid()))
+    state = torch.load(file, weights_only=True)
+    state["average"] = {k: v * 0 if v.is_floating_point() else v for k, v in state["model"].items()}
+    torch.save(state, tmp_path / "averaged.pt")
+    model = Detector.load(tmp_path / "averaged.pt").models[0]
+    assert all((parameter == 0).all() for parameter in model.parameters())
+
+
+def test_what_is_no_detector_is_refused_with_its_name(tmp_path, run):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.pt").write_text("hello")
+    torch.save({"weights": torch.zeros(3)}, tmp_path / "other.pt")
+    inferring.save(tmp_path / "rpn", {}, task="rpn")
+    (rpn,) = (tmp_path / "rpn" / "rpn" / "checkpoints").glob("*.pt")
+    for path, words in (
+        (tmp_path / "nowhere", "no such"),
+        (tmp_path / "empty", "no checkpoint"),
+        (tmp_path / "text.pt", "not a checkpoint"),
+        (tmp_path / "other.pt", "not a checkpoint"),
+        (rpn, "proposals alone"),
+    ):
+        with pytest.raises(Refusal, match=words) as told:
+            Detector.load(path)
+        assert str(path) in str(told.value)
+    with pytest.raises(Refusal, match="mode"):
+        list(Detector.load(run)([], mode=3))
+
+
+def detect(run, *arguments):
+    return main(["detect", str(run), *map(str, arguments)])
+
+
+def test_detect_takes_files_folders_and_patterns(run, photos, tmp_path):
+    out = tmp_path / "found"
+    pattern = f"{photos}/*.png"
+    assert detect(run, photos / "more", photos / "a.jpg", pattern, photos, "--out", out) == 0
+    pictures = json.loads((out / "pictures.json").read_text())
+    names = [image["file_name"] for image in pictures["images"]]
+    expected = [str(photos / name) for name in ("more/c.JPG", "a.jpg", "b.png")]
+    assert names == expected
+    assert [c["name"] for c in pictures["categories"]] == list(inferring.CLASSES)
+    rows = json.loads((out / "detections.json").read_text())
+    table = pq.read_table(out / "detections.parquet")
+    assert len(rows) == table.num_rows > 0
+    assert {row["image_id"] for row in rows} <= {1, 2, 3}
+    (alone,) = Detector.load(run)(photos / "a.jpg")
+    of_a = table.filter(np.array(table["file"].to_pylist()) == str(photos / "a.jpg"))
+    np.testing.assert_allclose(of_a["x1"].to_numpy(), alone.boxes[:, 0], atol=1e-3)
+
+
+def test_a_broken_picture_is_told_and_the_others_are_complete(run, photos, tmp_path, caplog):
+    (photos / "b.png").write_bytes(b"\x89PNG broken")
+    (photos / "more" / "c.JPG").write_bytes(b"")
+    out = tmp_path / "found"
+    with caplog.at_level("INFO"):
+        assert detect(run, photos, "--out", out) == 0
+    assert "b.png is left out" in caplog.text
+    assert "c.JPG is left out" in caplog.text
+    assert "2 of them broken" in caplog.text
+    (image,) = json.loads((out / "pictures.json").read_text())["images"]
+    assert image["file_name"] == str(photos / "a.jpg")
+
+
+def test_an_interrupted_detect_goes_on_where_it_stopped(run, photos, tmp_path, monkeypatch):
+    whole, out = tmp_path / "whole", tmp_path / "found"
+    assert detect(run, photos, "--out", whole) == 0
+    taken = []
+    inner = Detector.__call__
+
+    def stopping(self, pictures, mode):
+        for number, result in enumerate(inner(self, pictures, mode)):
+            if number == 2:
+                raise KeyboardInterrupt
+            taken.append(result.picture)
+            yield result
+
+    monkeypatch.setattr(Detector, "__call__", stopping)
+    assert detect(run, photos, "--out", out) == 130
+    assert len(taken) == 2
+    with (out / LINES).open("ab") as lines:
+        lines.write(b'{"file": "cut o')
+    monkeypatch.setattr(Detector, "__call__", inner)
+    assert detect(run, photos, "--out", out) == 0
+    for name in ("detections.json", "pictures.json", "detections.parquet", LINES):
+        assert (out / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_another_model_or_mode_in_the_same_folder_is_refused(run, photos, tmp_path, capsys):
+    out = tmp_path / "found"
+    assert detect(run, photos, "--out", out) == 0
+    assert detect(run, photos, "--out", out, "--mode", "pyramid") == 1
+    assert "another mode" in capsys.readouterr().err
+    assert detect(run, photos, "--out", out, "--set", "infer.sigma=0.4") == 1
+    assert "another settings" in capsys.readouterr().err
+
+
+def test_wrong_arguments_are_told_in_one_line(run, photos, tmp_path, capsys):
+    for arguments, words in (
+        (["nowhere/*.jpg"], "nowhere/*.jpg: no such picture"),
+        ([photos, "--set", "infer.sigmas=1"], "did you mean 'sigma'"),
+        ([photos, "--set", "train.epochs=1"], r"only keys of [infer]"),
+    ):
+        assert detect(run, *arguments, "--out", tmp_path / "found") == 1
+        told = capsys.readouterr().err
+        assert words in told
+        assert len(told.strip().splitlines()) == 1
+
+
+def test_pictures_are_drawn_where_asked(run, photos, tmp_path):
+    assert detect(run, photos, "--out", tmp_path, "--draw", "--min-score", "0.0") == 0
+    drawn = sorted(p.name for p in (tmp_path / "drawn").iterdir())
+    assert len(drawn) == 6
+    with Image.open(tmp_path / "drawn" / drawn[0]) as image:
+        assert image.size in (WIDE, TALL)
+        assert np.array(image).std() > 0
+
+
+@pytest.fixture(scope="module")
+def annotated(tmp_path_factory):
+    return made_up.coco(tmp_path_factory.mktemp("data"), 5, split="val")
+
+
+def evaluated(run, data, *arguments):
+    return main(["eval", str(run), "--data", str(data), *map(str, arguments)])
+
+
+def test_eval_compares_modes_and_is_not_repeated(run, annotated, capsys, caplog):
+    assert evaluated(run, annotated) == 0
+    table = capsys.readouterr().out
+    result = json.loads((run / "eval.json").read_text())
+    modes = ["autofocus", "pyramid", "level0", "level1", "level2"]
+    for mode in modes:
+        assert mode in table
+        keys = ("AP", "AP50", "AP75", "APs", "APm", "APl", "pixels", "pictures_per_s")
+        assert all(key in result[mode] for key in keys)
+    levels = [result[f"level{n}"]["pixels"] ** 2 for n in range(3)]
+    assert result["pyramid"]["pixels"] ** 2 == pytest.approx(sum(levels))
+    assert result["pyramid"]["shares"] == dict.fromkeys(result["pyramid"]["shares"], 1.0)
+    assert result["autofocus"]["pixels"] <= result["pyramid"]["pixels"]
+    assert 0 <= result["proposals"]["AR"] <= result["proposals"]["R50"] <= 100
+    with caplog.at_level("INFO"):
+        assert evaluated(run, annotated) == 0
+    assert "up to date" in caplog.text
+    assert capsys.readouterr().out == table
+
+
+def test_eval_of_voc_gives_its_own_figures(tmp_path, capsys):
+    data = made_up.voc(tmp_path / "voc")
+    run = tmp_path / "run"
+    inferring.save(run, inferring.plain(inferring.pyramid()), classes=("cat", "dog"))
+    out = tmp_path / "eval.json"
+    assert evaluated(run, data, "--split", "train", "--out", out, "--mode", "0") == 0
+    assert set(json.loads(out.read_text())["level0"]) >= {"AP50", "AP70", "pixels"}
+    assert "AP70" in capsys.readouterr().out
+
+
+def test_eval_tells_of_pictures_that_can_not_be_read(run, tmp_path, capsys):
+    data = made_up.coco(tmp_path / "data", 4, split="val")
+    (data / "val" / "000002.jpg").write_bytes(b"\xff\xd8 broken")
+    out = tmp_path / "eval.json"
+    assert evaluated(run, data, "--out", out, "--mode", "0") == 0
+    assert "1 pictures could not be read" in capsys.readouterr().out
+    assert json.loads(out.read_text())["level0"]["pictures"] == 3
+
+
+def test_eval_refuses_other_classes(run, tmp_path, capsys):
+    data = made_up.coco(tmp_path / "data", 2, split="val")
+    path = data / "annotations" / "instances_val.json"
+    path.write_text(path.read_text().replace('"cat"', '"dog"'))
+    assert evaluated(run, data) == 1
+    assert "its classes are not those" in capsys.readouterr().err
+
+
+def test_eval_follows_a_training_into_its_log(annotated, tmp_path):
+    table = inferring.plain(inferring.pyramid())
+    inferring.save(tmp_path, table, step=3, done=False)
+    inferring.save(tmp_path, table, step=6, done=True)
+    log = tmp_path / "train" / "log.jsonl"
+    log.write_text('{"step": 3, "loss": 1.0}\n')
+    assert evaluated(tmp_path, annotated, "--follow", "--mode", "0") == 0
+    entries = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [entry["step"] for entry in entries] == [3, 3, 6]
+    assert all(0 <= entry["level0"]["AP"] <= 100 for entry in entries[1:])
+    assert list((tmp_path / "train" / "tensorboard").iterdir())
+    assert evaluated(tmp_path, annotated, "--follow", "--mode", "0") == 0  # nothing is left to do
+    assert len(log.read_text().splitlines()) == 3
+
+
+def test_figures_lie_in_the_table(run, annotated):
+    test = measure.open_test(str(annotated), ["val"], pictures=3)
+    assert len(test.annotations.picture_ids) == 3
+    found = measure.compare(Detector.load(run), test, [0])
+    assert measure.table_of(found).splitlines()[1].startswith("level0")

@@ -1,0 +1,136 @@
+import inferring
+import made_up
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+import training
+
+from chipgen import negatives
+from chipgen.errors import Refusal
+from chipgen.storage import open_folder
+from infer import proposals
+from infer.__main__ import main
+from infer.proposals import LEVEL_MOST, Proposer
+
+PICTURES = 7
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Networks this small take longer when two threads wait for a busy processor."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """A planned run with an untrained RPN, whose proposals are made in parts of two pictures."""
+    folder = training.shards(tmp_path, PICTURES)
+    inferring.save(folder, {}, task="rpn")
+    monkeypatch.setattr(proposals, "PICTURES", 2)
+    return folder
+
+
+def table_of(run):
+    return pq.read_table(run / "proposals" / "proposals.parquet")
+
+
+def test_every_picture_is_proposed_in_at_every_level(run):
+    assert main(["proposals", str(run)]) == 0
+    table = table_of(run)
+    assert table.column_names == list(negatives.PROPOSALS)
+    pictures = pq.read_table(run / "plan" / "pictures.parquet").to_pylist()
+    sizes = {row["picture_id"]: (row["width"], row["height"]) for row in pictures}
+    rows = table.to_pylist()
+    assert {(row["picture_id"], row["level"]) for row in rows} == {
+        (picture, level) for picture in sizes for level in range(3)
+    }
+    for row in rows:
+        width, height = sizes[row["picture_id"]]
+        assert 0 <= row["x1"] < row["x2"] <= width + 0.01
+        assert 0 <= row["y1"] < row["y2"] <= height + 0.01
+        assert 0 < row["score"] < 1
+    counts = np.unique([row["picture_id"] * 10 + row["level"] for row in rows], return_counts=True)
+    assert counts[1].max() <= LEVEL_MOST
+    assert sorted(p.name for p in (run / "proposals").iterdir()) == [
+        "proposals.json",
+        "proposals.parquet",
+    ]
+
+
+def test_parts_make_the_same_table_and_all_of_them_are_needed(run, capsys):
+    assert main(["proposals", str(run)]) == 0
+    whole = (run / "proposals" / "proposals.parquet").read_bytes()
+    for file in (run / "proposals").iterdir():
+        file.unlink()
+    assert main(["proposals", str(run), "--part", "1/2"]) == 0
+    assert main(["proposals", str(run), "--finish"]) == 1
+    assert "2 of 4 parts are missing, such as 0" in capsys.readouterr().err
+    assert main(["proposals", str(run), "--part", "0/2"]) == 0
+    assert main(["proposals", str(run), "--finish"]) == 0
+    assert (run / "proposals" / "proposals.parquet").read_bytes() == whole
+
+
+def test_an_interrupted_run_goes_on_with_the_parts_that_are_missing(run, monkeypatch):
+    made = []
+    inner = Proposer.table
+
+    def stopping(self, annotations, on_picture):
+        if len(made) == 2:
+            raise KeyboardInterrupt
+        made.append(annotations.picture_ids.tolist())
+        return inner(self, annotations, on_picture)
+
+    monkeypatch.setattr(Proposer, "table", stopping)
+    assert main(["proposals", str(run)]) == 130
+    made_before = made.copy()
+    made.clear()
+    assert main(["proposals", str(run)]) == 0
+    assert len(made) == 2
+    assert not {*map(tuple, made)} & {*map(tuple, made_before)}
+
+
+def test_finished_proposals_are_made_again_only_for_another_plan_or_network(run, caplog):
+    assert main(["proposals", str(run)]) == 0
+    before = (run / "proposals" / "proposals.json").stat().st_mtime_ns
+    with caplog.at_level("INFO"):
+        assert main(["proposals", str(run)]) == 0
+    assert "up to date" in caplog.text
+    assert (run / "proposals" / "proposals.json").stat().st_mtime_ns == before
+    folder, model = open_folder(run), inferring.plain(inferring.TINY)
+    assert proposals.up_to_date(folder, model)
+    assert not proposals.up_to_date(folder, {**model, "width": 16})
+
+
+def test_broken_pictures_are_told(run):
+    (run.parent / "data" / "train" / "000003.jpg").write_bytes(b"broken")
+    assert main(["proposals", str(run)]) == 0
+    record = proposals.finished(open_folder(run))
+    (name,) = record.rejected
+    assert name.endswith("000003.jpg")
+    assert 3 not in table_of(run)["picture_id"].to_pylist()
+
+
+def test_without_an_rpn_the_remedy_is_told(tmp_path):
+    folder = training.shards(tmp_path, 2)
+    with pytest.raises(Refusal, match=r"train\.task=rpn"):
+        proposals.make(open_folder(folder), None, False)
+    inferring.save(folder, {}, task="rpn", done=False)
+    with pytest.raises(Refusal, match="no finished RPN"):
+        proposals.make(open_folder(folder), None, False)
+
+
+def test_tiles_of_a_large_picture_propose_once():
+    pixels = np.array(made_up.noise(300, 200))
+    whole, tiled = (
+        Proposer(inferring.model(classes=0), inferring.pyramid(tile=tile, overlap=32))
+        for tile in (2048, 96)
+    )
+    for (boxes, scores), (parts, _) in zip(whole(pixels), tiled(pixels), strict=True):
+        assert (np.diff(scores) <= 0).all()
+        assert len(boxes) <= LEVEL_MOST
+        assert len(parts) <= LEVEL_MOST
+        assert (parts[:, 2:] > parts[:, :2]).all()
