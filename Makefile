@@ -6,7 +6,8 @@ PY := .venv/bin/python
 
 # DATA=folder takes your own pictures instead of the embedded scenes, RECIPE=name-or-file other
 # settings, RUN=folder another place for the results, SPLIT=train,val other splits, WORKERS=n
-# processes, SMOKE=1 a few pictures only, GPUS=n one process for each of n GPUs.
+# processes, SMOKE=1 a few pictures only, GPUS=n one process for each of n GPUs, SPLIT_EVAL=val the
+# splits to evaluate on.
 SPLIT ?= train
 SPLIT_EVAL ?= val
 WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
@@ -28,7 +29,7 @@ TRAIN := $(if $(filter-out 1,$(GPUS)),-m torch.distributed.run --standalone --np
 
 KERNEL_TESTS := $(addprefix tests/test_,$(addsuffix .py,cover plan negatives geometry resample draws focus stack))
 
-.PHONY: help env scenes own-recipe chips train eval test lint bench-chips bench-train clean
+.PHONY: help env scenes own-recipe chips train eval test lint bench-chips bench-train bench-infer clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -86,6 +87,10 @@ bench-train: env  ## measure the trainer: loader, step, and epochs against other
 	@$(PY) scripts/make_scenes.py data/scenes-bench --size full --workers $(WORKERS) \
 	  --pictures-train 160 --pictures-val 1
 	@$(PY) scripts/bench_train.py --data data/scenes-bench --out runs/bench/train.json
+
+bench-infer: train  ## measure inference with the trained detector, and its limits
+	@$(PY) scripts/bench_infer.py "$(RUN)" --data "$(SOURCE)" --split $(SPLIT_EVAL) \
+	  --out runs/bench/infer.json
 
 clean:  ## delete the environment; data/ and runs/ stay
 	rm -rf .venv

@@ -80,6 +80,31 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--follow", action="store_true", help="evaluate each checkpoint of a training as it appears"
     )
+
+    tune = add_command(
+        subparsers,
+        "tune",
+        _command("tune"),
+        "search valid ranges and where to look closer, for the best speed and accuracy",
+        "python -m infer tune runs/coco --data /data/coco --out tuned.toml",
+    )
+    _add_detector(tune)
+    tune.add_argument("--data", required=True, help="data set: folder, URL or dataset.toml")
+    tune.add_argument(
+        "--split", default="val", help="splits to read, with commas between (default: val)"
+    )
+    tune.add_argument(
+        "--pictures", type=positive, default=100, help="sample of them (default: %(default)s)"
+    )
+    tune.add_argument(
+        "--within", type=float, default=0.3, help="AP that may be lost for speed (default: 0.3)"
+    )
+    tune.add_argument(
+        "--smallest",
+        default="64,128,256",
+        help="sizes of chips to try, canvas px, with commas between (default: %(default)s)",
+    )
+    tune.add_argument("--out", required=True, help="recipe to write, with [infer] alone")
     return parser
 
 

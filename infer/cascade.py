@@ -59,6 +59,14 @@ class Flight:
         canvases = canvas_sizes(settings.levels, width, height)
         return cls(pixels, canvases[0], canvas_scales(canvases, width, height)[0])
 
+    def found(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Give all detections so far: boxes (n, 4) in picture px, scores and labels (n,)."""
+        return (
+            np.concatenate([np.zeros((0, 4), np.float32), *self.boxes]),
+            np.concatenate([np.zeros(0, np.float32), *self.scores]),
+            np.concatenate([np.zeros(0, np.int64), *self.labels]).astype(np.int32),
+        )
+
     def whole(self, level: int) -> list[Window]:
         """Give the whole canvas as the only window."""
         return [(0, 0, *self.canvases[level].tolist())]
@@ -74,7 +82,9 @@ def fly(
         regions = []
         for number, flight in enumerate(flights):
             closer = mode == AUTOFOCUS and level > 0
-            windows = focused(flight, level, machine, settings) if closer else flight.whole(level)
+            windows = flight.whole(level)
+            if closer:
+                windows = focused(flight, level, machine.stride, settings)
             flight.regions[level] = _to_picture(windows, flight.scales[level])
             flight.processed[level] = 0
             flight.maps[level] = _blank(flight.canvases[level], machine.stride)
@@ -93,22 +103,39 @@ def fly(
     return flights
 
 
-def focused(flight: Flight, level: int, machine: Machine, settings: InferSettings) -> list[Window]:
+def focused(flight: Flight, level: int, stride: int, settings: InferSettings) -> list[Window]:
     """Make the windows of a level from the map of focus of the one before (algorithm 2)."""
     choice = settings.focus[level - 1]
     before, after = flight.scales[level - 1], flight.scales[level]
-    cell = machine.stride * after / before  # canvas px of this level, along x and y
+    cell = stride * after / before  # canvas px of this level, along x and y
     smallest = np.ceil(choice.smallest / cell).astype(int)
     found = focus.windows(
         flight.maps[level - 1], choice.threshold, choice.dilation, (smallest[1], smallest[0])
     )
     edges = found * np.tile(cell, 2)  # (n, 4)
     # outward to whole cells of this level, so that its map of focus has one grid
-    low = np.floor(edges[:, :2] / machine.stride).astype(int) * machine.stride
-    high = np.ceil(edges[:, 2:] / machine.stride).astype(int) * machine.stride
+    low = np.floor(edges[:, :2] / stride).astype(int) * stride
+    high = np.ceil(edges[:, 2:] / stride).astype(int) * stride
     high = np.minimum(high, flight.canvases[level])
     windows = np.concatenate([low, high - low], axis=1)
     return [tuple(w) for w in windows[(windows[:, 2:] > 0).all(axis=1)].tolist()]
+
+
+def suppressed(
+    boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, settings: InferSettings
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Lower or drop what was found twice, class by class; the best come first."""
+    places, scores = stack.suppress(
+        boxes,
+        scores,
+        labels,
+        settings.suppression,
+        settings.suppress_overlap,
+        settings.sigma,
+        settings.min_score,
+        settings.detections,
+    )
+    return boxes[places], scores, labels[places]
 
 
 def tiles(window: Window, tile: int, overlap: int, stride: int) -> list[Window]:

@@ -18,9 +18,11 @@ from chipgen import dataset
 from chipgen.errors import Refusal
 from chipgen.recipe import build, digest, load, override
 from chipgen.run import encode_json
+from chipgen.show import png
 from chipgen.storage import LocalFolder, open_folder, table_bytes
 from infer import follow, measure
 from infer import proposals as mining
+from infer import tune as tuning
 from infer.cascade import AUTOFOCUS, PYRAMID
 from infer.detector import Detector, Result, read_state
 from infer.draw import draw_focus, draw_result
@@ -199,17 +201,58 @@ def evaluate(args: argparse.Namespace) -> int:
             log.info("eval: up to date (%s)", out)
             print(measure.table_of(before))
             return 0
-    test = measure.open_test(args.data, splits, args.pictures)
-    if test.annotations.classes != detector.classes:
-        raise Refusal(
-            f"{args.data}: its classes are not those that {args.model} was trained on "
-            f"({', '.join(detector.classes[:8])})"
-        )
+    test = open_for(detector, args)
     found = measure.compare(detector, test, modes)
     result = {"inputs": inputs, "model": args.model, "data": args.data, "split": splits, **found}
     LocalFolder(out.parent).write(out.name, encode_json(result))
     print(measure.table_of(result))
     return 0
+
+
+def tune(args: argparse.Namespace) -> int:
+    """Search settings of inference on a sample of a data set, and write the chosen ones."""
+    out = Path(args.out)
+    if out.exists():
+        raise Refusal(f"{out}: is there already; delete it, or choose another name")
+    detector = load_detector(args)
+    if len(detector.settings.levels) < 2:
+        raise Refusal(f"{args.model}: has one level; there is nothing to focus")
+    test = open_for(detector, args)
+    smallest = [int(size) for size in args.smallest.split(",")]
+    seen = tuning.look(detector, test)
+    pyramid, points = tuning.search(detector, test, seen, smallest)
+    chosen = tuning.choose(points, pyramid, args.within)
+    print(f"{'':14}{'AP':>7}{'pixels':>8}  threshold/dilation/smallest of each level")
+    for point in [*points, pyramid]:
+        name = "chosen" if point is chosen else "pyramid" if point is pyramid else ""
+        choice = ", ".join(
+            f"{f.threshold:g}/{f.dilation}/{f.smallest}" for f in point.settings.focus
+        )
+        print(f"{name:14}{point.precision:7.1f}{point.pixels:8.0f}  {choice}")
+    found = tuning.measured(detector, test, chosen)
+    value = found.get("AP", found["AP50"])
+    print(f"{'chosen, run':14}{value:7.1f}{found['pixels']:8.0f}")
+    note = (
+        f"Tuned on {len(test.annotations.picture_ids)} pictures of {args.data}: AP {value:.1f} at "
+        f"{found['pixels']:.0f} pixels, the full pyramid {pyramid.precision:.1f} at "
+        f"{pyramid.pixels:.0f}."
+    )
+    folder = LocalFolder(out.parent)
+    folder.write(out.name, tuning.fragment(chosen.settings, note).encode())
+    folder.write(f"{out.stem}.png", png(tuning.draw_front(points, pyramid, chosen)))
+    log.info("tune: %s and its drawing %s are written", out, out.with_suffix(".png").name)
+    return 0
+
+
+def open_for(detector: Detector, args: argparse.Namespace) -> measure.Test:
+    """Read the data set that the arguments name; its classes must be the detector's."""
+    test = measure.open_test(args.data, args.split.split(","), args.pictures)
+    if test.annotations.classes != detector.classes:
+        raise Refusal(
+            f"{args.data}: its classes are not those that {args.model} was trained on "
+            f"({', '.join(detector.classes[:8])})"
+        )
+    return test
 
 
 def load_detector(args: argparse.Namespace) -> Detector:

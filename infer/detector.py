@@ -12,8 +12,7 @@ import torch
 from chipgen.errors import Refusal
 from chipgen.recipe import build
 from chipgen.storage import LocalFolder
-from infer import stack
-from infer.cascade import AUTOFOCUS, PYRAMID, Flight, Machine, fly
+from infer.cascade import AUTOFOCUS, PYRAMID, Flight, Machine, fly, suppressed
 from infer.evaluate import Detections
 from infer.network import Network
 from infer.pictures import Picture, decoded
@@ -99,6 +98,10 @@ class Detector:
         )
         return cls(models, tuple(states[0]["classes"]), settings, device, weights)
 
+    def with_settings(self, settings: InferSettings) -> "Detector":
+        """Give the same networks with other settings of inference."""
+        return Detector(self.models, self.classes, settings, self.device, self.weights)
+
     def __call__(
         self, pictures: Iterable[Picture] | Picture, mode: str | int = AUTOFOCUS
     ) -> Iterator[Result]:
@@ -140,25 +143,13 @@ class Detector:
 
 def landed(flight: Flight, picture: Any, settings: InferSettings) -> Result:
     """Suppress what was found twice (focus stacking), and make a result."""
-    boxes = np.concatenate([np.zeros((0, 4), np.float32), *flight.boxes])
-    scores = np.concatenate([np.zeros(0, np.float32), *flight.scores])
-    labels = np.concatenate([np.zeros(0, np.int64), *flight.labels]).astype(np.int32)
-    places, scores = stack.suppress(
-        boxes,
-        scores,
-        labels,
-        settings.suppression,
-        settings.suppress_overlap,
-        settings.sigma,
-        settings.min_score,
-        settings.detections,
-    )
+    boxes, scores, labels = suppressed(*flight.found(), settings)
     return Result(
         picture=picture,
         size=(flight.pixels.shape[1], flight.pixels.shape[0]),
-        boxes=boxes[places],
+        boxes=boxes,
         scores=scores,
-        labels=labels[places],
+        labels=labels,
         chips=flight.regions,
         focus=flight.maps,
         processed=flight.processed,

@@ -1,0 +1,248 @@
+"""Searches valid ranges and FocusChips' threshold, dilation and size (section 4.4.5 of AutoFocus).
+
+Each level runs once over whole pictures; what it found and where it would look closer is kept. What
+a setting would give is then worked out without the network: the windows that the kept maps ask for,
+and of what was found, that which lies in them. A chip's own run differs by what its border cuts
+from the network's view, so the chosen setting is run for real in the end.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from tqdm import tqdm
+
+from chipgen.boxes import sizes
+from chipgen.pyramid import Level
+from infer import stack
+from infer.cascade import AUTOFOCUS, UNSEEN, Flight, fly, focused, suppressed
+from infer.detector import Detector
+from infer.evaluate import Detections
+from infer.focus import FocusSettings
+from infer.measure import Test, measure, precision
+from infer.pictures import decoded
+from infer.proposals import sources_of
+from infer.settings import InferSettings
+
+THRESHOLDS = (0.01, 0.03, 0.06, 0.1, 0.2, 0.4)
+DILATIONS = (1, 3, 5)
+STRETCH = (0.7, 0.85, 1.0, 1.2, 1.45)  # of the ends of valid ranges
+FRONT = 8  # settings of a finer level that coarser ones are tried with
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What every level, run over a whole picture, said of it."""
+
+    picture_id: int
+    flights: list[Flight]  # by level, without pixels
+
+
+@dataclass(frozen=True)
+class Point:
+    """A setting, and what it gives."""
+
+    settings: InferSettings
+    precision: float  # AP, or VOC's AP50
+    pixels: float  # side of the equivalent square
+
+
+def look(detector: Detector, test: Test) -> list[Seen]:
+    """Run each level alone over all pictures."""
+    seen = []
+    sources = list(sources_of(test.annotations))
+    limit = int(detector.settings.max_megapixels * 1e6)
+    for one in tqdm(decoded(sources, limit), total=len(sources), unit=" pictures", desc="tune"):
+        if one.pixels is None:
+            continue
+        picture = [torch.as_tensor(one.pixels).to(detector.device)]
+        flights = [
+            dataclasses.replace(flight, pixels=flight.pixels[:0])
+            for level in range(len(detector.settings.levels))
+            for flight in fly(picture, detector.machine, detector.settings, level)
+        ]
+        seen.append(Seen(one.picture.picture_id, flights))
+    return seen
+
+
+def search(
+    detector: Detector, test: Test, seen: list[Seen], smallest: Sequence[int]
+) -> tuple[Point, list[Point]]:
+    """Find ranges, then the front of speed and accuracy; gives the full pyramid's point as well."""
+    stride = detector.machine.stride
+    everywhere = (FocusSettings(0.0, 1, 1),) * (len(detector.settings.levels) - 1)
+    whole = dataclasses.replace(detector.settings, focus=everywhere)
+
+    def tried(candidates: Iterable[InferSettings], what: str) -> list[Point]:
+        bar = tqdm(list(candidates), unit=" settings", desc=what)
+        return [evaluate(settings, test, seen, stride) for settings in bar]
+
+    best = whole
+    for level in range(len(whole.levels) - 1):
+        points = tried(_stretched(best, level), f"ranges of {whole.levels[level + 1]}")
+        best = max(points, key=lambda point: point.precision).settings
+    pyramid = evaluate(best, test, seen, stride)
+    points = [pyramid]
+    # from the finest level to coarser ones, as the paper does
+    for level in reversed(range(len(everywhere))):
+        candidates = [
+            _with_focus(point.settings, level, FocusSettings(*choice))
+            for point in points
+            for choice in itertools.product(THRESHOLDS, DILATIONS, smallest)
+        ]
+        points = front(tried(candidates, f"chips of {whole.levels[level + 1]}") + points)
+        if level:
+            points = points[:: max(1, -(-len(points) // FRONT))]
+    return pyramid, points
+
+
+def evaluate(settings: InferSettings, test: Test, seen: list[Seen], stride: int) -> Point:
+    """Work out what a setting gives."""
+    found, pixels = [], np.zeros((len(seen), len(settings.levels)))
+    for number, one in enumerate(seen):
+        parts = []
+        before = None
+        for level, flight in enumerate(one.flights):
+            windows = flight.whole(level)
+            if before is not None:
+                windows = focused(before, level, stride, settings)
+            canvas = tuple(flight.canvases[level].tolist())
+            boxes, scores, labels = flight.found()
+            size = sizes(boxes)
+            low, high = settings.levels[level].range
+            wanted = (low <= size) & (size < high)
+            on_canvas = boxes * np.tile(flight.scales[level], 2).astype(np.float32)
+            inside = np.zeros(len(boxes), bool)
+            looked_at = np.full_like(flight.maps[level], UNSEEN)
+            for window in windows:
+                x, y, width, height = window
+                corner = on_canvas - np.array([x, y, x, y])
+                within = (corner >= 0).all(1) & (corner[:, 2] <= width) & (corner[:, 3] <= height)
+                inside |= within & stack.inside(on_canvas, window, canvas, settings.border)
+                pixels[number, level] += width * height
+                part = slice(y // stride, -(-(y + height) // stride))
+                across = slice(x // stride, -(-(x + width) // stride))
+                looked_at[part, across] = flight.maps[level][part, across]
+            kept = wanted & inside
+            parts.append((boxes[kept], scores[kept], labels[kept]))
+            before = dataclasses.replace(flight, maps={level: looked_at})
+        boxes, scores, labels = (np.concatenate(column) for column in zip(*parts, strict=True))
+        boxes, scores, labels = suppressed(boxes, scores, labels, settings)
+        ids = np.full(len(scores), one.picture_id, np.int64)
+        found.append(Detections(ids, boxes, scores, labels))
+    figures = precision(test, Detections.concatenate(found), settings.detections)
+    value = figures["AP"] if "AP" in figures else figures["AP50"]
+    return Point(settings, value or 0.0, float(np.sqrt(pixels.sum() / max(len(seen), 1))))
+
+
+def front(points: Iterable[Point]) -> list[Point]:
+    """Keep the points that no other one beats in both, from few pixels to many."""
+    kept: list[Point] = []
+    for point in sorted(points, key=lambda p: (p.pixels, -p.precision)):
+        if not kept or point.precision > kept[-1].precision:
+            kept.append(point)
+    return kept
+
+
+def choose(points: list[Point], pyramid: Point, within: float) -> Point:
+    """Take the fewest pixels that lose at most `within` against the full pyramid."""
+    good = [p for p in points if p.precision >= pyramid.precision - within]
+    return min(good, key=lambda p: p.pixels) if good else pyramid
+
+
+def measured(detector: Detector, test: Test, point: Point) -> dict:
+    """Run a setting for real."""
+    return measure(detector.with_settings(point.settings), test, AUTOFOCUS)
+
+
+def fragment(settings: InferSettings, note: str) -> str:
+    """Write settings as the [infer] section of a recipe; what is as by default is left out."""
+    lines = [f"# {note}", "[infer]"]
+    default = InferSettings()
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if field.name == "levels":
+            value = ",\n".join(f"  {{ {_scale(v)}, range = [{_ends(v)}] }}" for v in value)
+            lines.append(f"levels = [\n{value},\n]")
+        elif field.name == "focus":
+            value = ",\n".join(
+                f"  {{ threshold = {v.threshold:g}, dilation = {v.dilation}, "
+                f"smallest = {v.smallest} }}"
+                for v in value
+            )
+            lines.append(f"focus = [\n{value},\n]" if value else "focus = []")
+        elif value != getattr(default, field.name):
+            quoted = f'"{value}"' if isinstance(value, str) else str(value).lower()
+            lines.append(f"{field.name} = {quoted}")
+    return "\n".join([*lines, ""])
+
+
+def draw_front(points: list[Point], pyramid: Point, chosen: Point) -> Image.Image:
+    """Draw AP over pixels: the front, the full pyramid, and what was chosen."""
+    width, height, edge = 720, 480, 60
+    image = Image.new("RGB", (width, height), "white")
+    draw = ImageDraw.Draw(image)
+    every = [*points, pyramid]
+    low, high = min(p.precision for p in every) - 0.5, max(p.precision for p in every) + 0.5
+    most = max(p.pixels for p in every) * 1.05
+
+    def place(point: Point) -> tuple[float, float]:
+        x = edge + (width - 2 * edge) * point.pixels / most
+        y = height - edge - (height - 2 * edge) * (point.precision - low) / (high - low)
+        return x, y
+
+    draw.line([(edge, edge), (edge, height - edge), (width - edge, height - edge)], "black")
+    for share in np.linspace(0, 1, 6).tolist():
+        value = low + share * (high - low)
+        y = height - edge - share * (height - 2 * edge)
+        draw.text((12, y - 6), f"{value:.1f}", fill="black")
+        draw.line([(edge, y), (width - edge, y)], (230, 230, 230))
+        draw.text((edge + share * (width - 2 * edge) - 10, height - edge + 6),
+                  f"{share * most:.0f}", fill="black")  # fmt: skip
+    draw.text((width / 2 - 90, height - 26), "pixels of a picture, square root", fill="black")
+    draw.text((edge, edge - 24), "average precision", fill="black")
+    draw.line([place(p) for p in points], (0, 90, 200), 2)
+    for point in points:
+        x, y = place(point)
+        draw.ellipse((x - 3, y - 3, x + 3, y + 3), fill=(0, 90, 200))
+    for point, color, name in ((pyramid, "black", "full pyramid"), (chosen, "red", "chosen")):
+        x, y = place(point)
+        draw.ellipse((x - 5, y - 5, x + 5, y + 5), outline=color, width=2)
+        draw.text((x - 70, y - 18), name, fill=color)
+    return image
+
+
+def _stretched(settings: InferSettings, level: int) -> Iterator[InferSettings]:
+    """Vary where a level's range begins and where that of the next finer one ends."""
+    coarse, fine = settings.levels[level : level + 2]
+    for begin, end in itertools.product(STRETCH, STRETCH):
+        low, high = coarse.range[0] * begin, fine.range[1] * end
+        if low > high or low >= coarse.range[1] or high <= fine.range[0]:
+            continue  # a size between them would be found nowhere
+        levels = list(settings.levels)
+        levels[level] = dataclasses.replace(coarse, range=(_tidy(low), coarse.range[1]))
+        levels[level + 1] = dataclasses.replace(fine, range=(fine.range[0], _tidy(high)))
+        yield dataclasses.replace(settings, levels=tuple(levels))
+
+
+def _with_focus(settings: InferSettings, level: int, choice: FocusSettings) -> InferSettings:
+    changed = list(settings.focus)
+    changed[level] = choice
+    return dataclasses.replace(settings, focus=tuple(changed))
+
+
+def _scale(level: Level) -> str:
+    names = ("factor", "short", "long")
+    return ", ".join(f"{n} = {getattr(level, n)}" for n in names if getattr(level, n) is not None)
+
+
+def _ends(level: Level) -> str:
+    return ", ".join(f"{end:g}" for end in level.range)
+
+
+def _tidy(size: float) -> float:
+    return float(f"{size:.3g}")
