@@ -113,12 +113,17 @@ def focused(flight: Flight, level: int, stride: int, settings: InferSettings) ->
         flight.maps[level - 1], choice.threshold, choice.dilation, (smallest[1], smallest[0])
     )
     edges = found * np.tile(cell, 2)  # (n, 4)
+    canvas = flight.canvases[level]
     # outward to whole cells of this level, so that its map of focus has one grid
-    low = np.floor(edges[:, :2] / stride).astype(int) * stride
+    low = np.minimum(np.floor(edges[:, :2] / stride).astype(int), (canvas - 1) // stride) * stride
     high = np.ceil(edges[:, 2:] / stride).astype(int) * stride
-    high = np.minimum(high, flight.canvases[level])
-    windows = np.concatenate([low, high - low], axis=1)
-    return [tuple(w) for w in windows[(windows[:, 2:] > 0).all(axis=1)].tolist()]
+    sides = np.minimum(high, canvas) - low
+    return [tuple(w) for w in np.concatenate([low, sides], axis=1).tolist()]
+
+
+def whole_steps(step: int, stride: int) -> int:
+    """Round a step up to whole cells."""
+    return -(-step // stride) * stride
 
 
 def suppressed(
@@ -161,7 +166,7 @@ def batches(
     regions: list[Region], step: int, machine: Machine
 ) -> Iterator[tuple[tuple[int, int], list[Region]]]:
     """Sort regions by padded shape (height, width), which is theirs alone, and cut into batches."""
-    step = -(-step // machine.stride) * machine.stride
+    step = whole_steps(step, machine.stride)
     by_shape: dict[tuple[int, int], list[Region]] = {}
     for region in regions:
         height, width = (-(-side // step) * step for side in region.window[:1:-1])

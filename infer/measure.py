@@ -1,5 +1,7 @@
 """Runs a detector over an annotated data set: precision, pixels and speed of each mode."""
 
+import dataclasses
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -92,7 +94,8 @@ def precision(test: Test, found: Detections, most: int) -> dict[str, Any]:
 
 def recall(detector: Detector, test: Test) -> dict[str, float | None]:
     """Measure the recall of the first network's proposals over the whole pyramid."""
-    proposer = Proposer(detector.models[0], detector.settings, detector.device)
+    everything = dataclasses.replace(detector.settings, proposals=PROPOSALS, density=math.inf)
+    proposer = Proposer(detector.models[0], everything, detector.device)
     bar = tqdm(total=len(test.annotations.picture_ids), unit=" pictures", desc="proposals")
     with bar:
         table, _ = proposer.table(test.annotations, bar.update)

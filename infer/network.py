@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from infer.settings import InferSettings
 from train.detector import rpn
 from train.detector.model import Detector as Model
 from train.loop import mixed
@@ -24,10 +25,10 @@ class Seen:
 
 
 class Network:
-    """Runs its members; `flip` adds each of them on mirrored canvases."""
+    """Runs its members; with `settings.flip` each of them on mirrored canvases as well."""
 
-    def __init__(self, models: list[Model], flip: bool, precision: torch.dtype):
-        self.models, self.flip, self.precision = models, flip, precision
+    def __init__(self, models: list[Model], settings: InferSettings, precision: torch.dtype):
+        self.models, self.settings, self.precision = models, settings, precision
         self.device = next(models[0].parameters()).device
         self.stride = models[0].stride
 
@@ -36,10 +37,12 @@ class Network:
         """Look at canvases (b, 3, h, w) whose content (b, 2) has a width and a height."""
         with mixed(self.precision, self.device):
             views = [(model, model.backbone(canvases), False) for model in self.models]
-            if self.flip:
+            if self.settings.flip:
                 mirrored = _mirrored(canvases, content[:, 0])
                 views += [(model, model.backbone(mirrored), True) for model in self.models]
-            rois, there = self._proposals(views, content)
+            rois, there = self._proposals(
+                views, content, self.settings.proposals_of(canvases.shape[2:])
+            )
             boxes, scores, focus = 0, 0, 0
             for model, maps, flipped in views:
                 own = _flip_boxes(rois, content) if flipped else rois
@@ -53,10 +56,10 @@ class Network:
         return Seen(boxes / count, scores / count, focus / count)
 
     def _proposals(
-        self, views: list[tuple], content: torch.Tensor
+        self, views: list[tuple], content: torch.Tensor, count: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Give the proposals that all views share, (b, P, 4), and which are there, (b, P)."""
-        found = [(*model.propose(maps, content), flipped) for model, maps, flipped in views]
+        found = [(*model.propose(maps, content, count), flipped) for model, maps, flipped in views]
         if len(found) == 1:
             return found[0][0], found[0][2]
         boxes = torch.cat(
@@ -67,9 +70,9 @@ class Network:
         keys = logits.masked_fill(~there, -torch.inf)
         logits, order = keys.sort(dim=1, descending=True, stable=True)
         boxes = boxes.gather(1, order[..., None].expand(-1, -1, 4))
-        settings = self.models[0].settings
-        kept = suppress(boxes, there.gather(1, order), settings.proposal_iou, settings.proposals)
-        boxes, _, there = rpn.first(kept, settings.proposals, boxes, logits)
+        overlap = self.models[0].settings.proposal_iou
+        kept = suppress(boxes, there.gather(1, order), overlap, count)
+        boxes, _, there = rpn.first(kept, count, boxes, logits)
         return boxes, there
 
 

@@ -7,6 +7,7 @@ there is not made again.
 
 import hashlib
 import logging
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -96,7 +97,7 @@ def make(run: Folder, part: tuple[int, int] | None, finish: bool) -> None:
         if mine:
             recipe = run_folder.recipe_of(record)
             pyramid = training_pyramid(recipe)
-            proposer = Proposer(model_of(state, pyramid), pyramid)
+            proposer = Proposer(model_of(state), pyramid)
             with tqdm(total=_pictures_in(mine, count), unit=" pictures", desc="proposals") as bar:
                 for n in mine:
                     annotations = reader.annotations(*_rows(n, count), record)
@@ -122,6 +123,7 @@ def training_pyramid(recipe: run_folder.Recipe) -> InferSettings:
         levels=levels,
         focus=(FocusSettings(),) * (len(levels) - 1),
         proposals=LEVEL_MOST,
+        density=math.inf,
         max_megapixels=recipe.shards.max_megapixels,
     )
 
@@ -192,7 +194,8 @@ class Proposer:
         content = torch.tensor([w[2:] for w in windows], dtype=torch.float32).to(self.device)
         with mixed(self.machine.dtype, self.device):
             maps = self.model.backbone(canvases)
-            boxes, logits, there = self.model.propose(maps, content)
+            count = self.settings.proposals_of(canvases.shape[2:])
+            boxes, logits, there = self.model.propose(maps, content, count)
         return boxes.float(), logits.float(), there
 
     def _best(

@@ -27,9 +27,9 @@ class InferSettings:
     step: int = 64  # canvas px: regions are padded to multiples, so that there are few shapes
     max_megapixels: float = 200.0  # of a picture; larger ones are refused
 
-    candidates: int = 2000  # best anchors of a region that suppression sees
-    proposals: int = 300  # of a region, after it
-    border: float = 1.0  # canvas px: what comes so near to an inner border of its region goes
+    proposals: int = 300  # of a region, at most
+    density: float = 2000.0  # proposals for each megapixel of a region, if that is fewer
+    border: float = 3.0  # canvas px: what comes so near to an inner border of its region goes
     min_score: float = 0.001
     suppression: Literal["gaussian", "linear", "hard"] = "gaussian"
     suppress_overlap: float = 0.5  # IoU, for linear and hard
@@ -47,7 +47,7 @@ class InferSettings:
             )
         if not 0 <= self.overlap <= self.tile / 2:
             raise ValueError("0 <= overlap <= tile / 2 must hold")
-        for name in ("step", "max_megapixels", "candidates", "proposals", "sigma", "detections"):
+        for name in ("step", "max_megapixels", "proposals", "density", "sigma", "detections"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} = {getattr(self, name)} must be positive")
         for name in ("border", "min_score"):
@@ -55,3 +55,7 @@ class InferSettings:
                 raise ValueError(f"{name} = {getattr(self, name)} must not be negative")
         if not 0 <= self.suppress_overlap <= 1:
             raise ValueError(f"suppress_overlap = {self.suppress_overlap} must be from 0 to 1")
+
+    def proposals_of(self, shape: tuple[int, int]) -> int:
+        """Give the number of proposals for a region of a padded height and width."""
+        return math.ceil(min(self.proposals, self.density * shape[0] * shape[1] / 1e6))

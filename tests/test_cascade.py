@@ -36,7 +36,7 @@ def picture(width, height, seed=0):
 
 
 def detector(seeds=(0,), **changes):
-    models = [inferring.model(seed, proposals=16) for seed in seeds]
+    models = [inferring.model(seed) for seed in seeds]
     return Detector(models, inferring.CLASSES, inferring.pyramid(**changes), torch.device("cpu"))
 
 
@@ -290,7 +290,7 @@ def test_a_window_shows_what_the_whole_canvas_shows_there():
 
 
 def test_mirrored_pictures_give_mirrored_detections_where_both_are_looked_at():
-    network = Network([inferring.model(1)], True, torch.float32)
+    network = Network([inferring.model(1)], inferring.pyramid(flip=True), torch.float32)
     canvases = torch.zeros(2, 3, 96, 128)
     content = torch.tensor([[96.0, 80.0], [112.0, 96.0]])
     for i, (w, h) in enumerate(content.int().tolist()):
@@ -327,11 +327,11 @@ def test_an_ensemble_of_twins_finds_what_one_finds():
 
 def test_an_ensemble_averages_scores_of_shared_proposals():
     models = [inferring.model(seed) for seed in (0, 3)]
-    network = Network(models, False, torch.float32)
+    network = Network(models, inferring.pyramid(), torch.float32)
     canvases, content = torch.randn(1, 3, 96, 96), torch.tensor([[96.0, 96.0]])
     maps = [model.backbone(canvases) for model in models]
     views = [(model, own, False) for model, own in zip(models, maps, strict=True)]
-    rois, there = network._proposals(views, content)
+    rois, there = network._proposals(views, content, 16)
     judged = [model.judge(own, rois, there, content) for model, own, _ in views]
     seen = network(canvases, content)
     torch.testing.assert_close(seen.scores, (judged[0][1] + judged[1][1]) / 2)

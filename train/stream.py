@@ -27,6 +27,7 @@ BOXES = 8  # the padded number of boxes is a multiple: a bounded number of shape
 DRAWS = 1 << 26  # stream of draws: those of each chip in each epoch
 DRAWN = 5  # numbers a chip: flip, brightness, contrast, colour, choice of anchors
 TRIES = 16  # samples that are tried in place of a broken one
+ALIKE = 1.3  # of the pixels of some chips, with padding: not worth taking them apart
 AHEAD = 3  # batches that a worker makes before they are asked for
 MARGIN = 4  # px that a stored chip may be larger than its canvas
 MAX_PIXELS = 1 << 26  # of a stored chip
@@ -62,6 +63,10 @@ class Batch:
     def alike(self, groups: int) -> Iterator[tuple[torch.Tensor, "Batch"]]:
         """Take it apart into chips of like size, without their padding: places (g,) and chips."""
         order = sorted(range(len(self.sizes)), key=lambda i: self.sizes[i])
+        widths, heights = zip(*self.sizes, strict=True)
+        pixels = sum(width * height for width, height in self.sizes)
+        if max(widths) * max(heights) * len(order) <= ALIKE * pixels:
+            groups = 1
         edges = [len(order) * g // groups for g in range(groups + 1)]
         for start, end in itertools.pairwise(edges):
             if start == end:

@@ -3,7 +3,7 @@
 b canvases, A anchors, P proposals or RoIs of a canvas, G boxes of a canvas, C classes.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -176,12 +176,19 @@ class Detector(nn.Module):
 
     @torch.no_grad()
     def propose(
-        self, maps: tuple[torch.Tensor, ...], content: torch.Tensor
+        self, maps: tuple[torch.Tensor, ...], content: torch.Tensor, count: int | None = None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Give proposals (b, P, 4), best first, their logits (b, P), and which are there (b, P)."""
+        """Give proposals (b, P, 4), best first, their logits (b, P), and which are there (b, P).
+
+        `count` is how many, with as many candidates for each, in place of the settings'.
+        """
         logits, offsets = self.rpn(maps[0])
         grid = self.grid(*maps[0].shape[2:], logits.device)
-        return rpn.propose(logits, offsets, grid, content, self.settings)
+        settings = self.settings
+        if count is not None:
+            candidates = settings.candidates * count // settings.proposals
+            settings = replace(settings, proposals=count, candidates=max(candidates, count))
+        return rpn.propose(logits, offsets, grid, content, settings)
 
     @torch.no_grad()
     def judge(
