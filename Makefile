@@ -24,12 +24,14 @@ SOURCE := data/$(SCENES)
 PREPARE := scenes
 endif
 
+# of a proposed recipe: pretrained where a GPU is, else what two cores can train
+NETWORK ?= $(if $(shell command -v nvidia-smi),resnet50,small)
 GPUS ?= 1
 TRAIN := $(if $(filter-out 1,$(GPUS)),-m torch.distributed.run --standalone --nproc-per-node $(GPUS)) -m train
 
 KERNEL_TESTS := $(addprefix tests/test_,$(addsuffix .py,cover plan negatives geometry resample draws focus stack))
 
-.PHONY: help env scenes own-recipe chips train eval test lint bench-chips bench-train bench-infer clean
+.PHONY: help env scenes own-recipe chips train eval test lint bench-chips bench-train bench-infer claims gpu-check clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -49,7 +51,7 @@ scenes: env  ## draw the embedded data set into data/
 
 own-recipe: env
 	@[ "$(RECIPE)" != "$(RUN)/recipe.toml" ] || [ -e "$(RECIPE)" ] || \
-	  $(PY) -m chipgen suggest --data "$(DATA)" --split $(SPLIT) --out "$(RECIPE)"
+	  $(PY) -m chipgen suggest --data "$(DATA)" --split $(SPLIT) --network $(NETWORK) --out "$(RECIPE)"
 
 chips: env $(PREPARE)  ## cut chips of DATA= (default: the embedded scenes) by RECIPE=
 	@$(PY) -m chipgen plan "$(RUN)" --data "$(SOURCE)" --split $(SPLIT) --recipe "$(RECIPE)"
@@ -91,6 +93,13 @@ bench-train: env  ## measure the trainer: loader, step, and epochs against other
 bench-infer: train  ## measure inference with the trained detector, and its limits
 	@$(PY) scripts/bench_infer.py "$(RUN)" --data "$(SOURCE)" --split $(SPLIT_EVAL) \
 	  --out runs/bench/infer.json
+
+claims: env  ## train the scenes by each strategy and three seeds (hours); goes on where it was stopped
+	@$(PY) scripts/make_scenes.py data/scenes-small --size small --workers $(WORKERS)
+	@$(PY) scripts/claims.py
+
+gpu-check: env  ## on a machine with a GPU: all that only a GPU shows, in ten minutes
+	@$(PY) scripts/gpu_check.py --out runs/gpu-check.json
 
 clean:  ## delete the environment; data/ and runs/ stay
 	rm -rf .venv

@@ -125,6 +125,12 @@ def _parser(commands) -> argparse.ArgumentParser:
         default=16,
         help="stride of the network's features in px (default: %(default)s)",
     )
+    suggest.add_argument(
+        "--network",
+        choices=("resnet50", "small"),
+        default="resnet50",
+        help="resnet50, pretrained, or a small one for a CPU (default: %(default)s)",
+    )
     suggest.add_argument("--out", help="recipe file to write; it must not exist")
     _add_json(suggest)
     return parser

@@ -226,7 +226,7 @@ def suggest(args: argparse.Namespace) -> int:
     """Propose levels and valid ranges for a data set."""
     annotations = dataset.read(args.data, _splits(args))
     suggestion = suggesting.suggest(annotations, args.size, args.stride)
-    text = suggesting.fragment(suggestion, args.size)
+    text = suggesting.fragment(suggestion, args.size, args.network)
     print(text, end="")
     if args.out:
         if Path(args.out).exists():

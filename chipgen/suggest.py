@@ -58,8 +58,45 @@ def suggest(annotations: Annotations, chip: int, stride: int) -> Suggestion:
     return Suggestion(levels, tuple(shares.tolist()), tuple(quantiles.tolist()))
 
 
-def fragment(suggestion: Suggestion, chip: int) -> str:
-    """Write a suggestion as the [chips] section of a recipe."""
+# What trains from nothing on a CPU; on a GPU the trainer's defaults serve, a pretrained ResNet-50.
+NETWORKS = {
+    "resnet50": """
+[train]
+batch = 16  # chips; the rate follows it
+epochs = 12
+drops = [[9, 0.1], [11, 0.1]]
+""",
+    "small": """
+[model]
+backbone = "small"
+width = 16
+weights = ""
+rpn_channels = 128
+candidates = 1000
+proposals = 100
+roi_channels = 64
+roi_samples = 1
+fc_channels = 256
+focus_channels = 64
+
+[labels]
+anchors = 96
+anchors_positive = 48
+
+[train]
+epochs = 20
+drops = [[15, 0.1]]
+batch = 8
+lr = 0.03
+lr_batch = 8
+warmup = 0.5
+clip = 5.0
+""",
+}
+
+
+def fragment(suggestion: Suggestion, chip: int, network: str) -> str:
+    """Write a suggestion as a recipe: chips, a network, and the same levels for inference."""
     small, median, large = suggestion.quantiles
     lines = [
         "# Proposed from the box sizes of a data set: sqrt(area) is "
@@ -70,10 +107,23 @@ def fragment(suggestion: Suggestion, chip: int) -> str:
         "levels = [",
     ]
     for level, share in zip(suggestion.levels, suggestion.shares, strict=True):
-        scale = f"long = {level.long}" if level.factor is None else f"factor = {level.factor:g}"
-        low, high = level.range
-        lines.append(f"  {{ {scale}, range = [{low:g}, {high:g}] }},  # takes {share:.0%} of boxes")
+        lines.append(
+            f"  {{ {_scale(level)}, range = [{_ends(level)}] }},  # takes {share:.0%} of boxes"
+        )
+    lines += ["]", NETWORKS[network], "[infer]", "levels = [  # from coarse to fine"]
+    lines += [f"  {{ {_scale(v)}, range = [{_ends(v)}] }}," for v in reversed(suggestion.levels)]
+    lines += ["]", "focus = [  # of each level but the last: where to look closer"]
+    closer = "  { threshold = 0.1, dilation = 3, smallest = 128 },"
+    lines += [closer] * (len(suggestion.levels) - 1)
     return "\n".join([*lines, "]", ""])
+
+
+def _scale(level: Level) -> str:
+    return f"long = {level.long}" if level.factor is None else f"factor = {level.factor:g}"
+
+
+def _ends(level: Level) -> str:
+    return ", ".join(f"{end:g}" for end in level.range)
 
 
 def _tidy(size: float) -> float:

@@ -1,0 +1,189 @@
+"""Train the embedded scenes by each strategy and seed, and put the papers' claims to the test.
+
+Each run has a folder of its own and goes on where it was stopped; a finished run is not repeated.
+All have the same budget of training pixels as `sniper`, but `snip`, which gets three times as many,
+for that is what an epoch of it costs.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+RECIPE = "scenes-small"
+FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "pixels", "pictures_per_s")
+EPOCHS, DROP = 20, 0.75  # of sniper; the share of the epochs after which the rate falls
+LEVELS_SNIP = (
+    "[{short=700,long=1000,range=[0,40]},{short=400,long=600,range=[16,75]},"
+    "{short=240,long=400,range=[60,inf]}]"
+)
+SINGLE = "[{short=400,long=667}]"
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """What sets a way of training apart from `sniper`."""
+
+    settings: tuple[str, ...] = ()  # overrides of the recipe
+    negatives: str = "mined"  # | "none"
+    budget: float = 1.0  # of sniper's training pixels
+    modes: tuple[str, ...] = field(default=("pyramid",))
+
+
+STRATEGIES = {
+    "sniper": Strategy(modes=("autofocus", "pyramid")),
+    "no-negatives": Strategy(negatives="none"),
+    "two-levels": Strategy(
+        (
+            "chips.levels=[{factor=1.667,range=[0,75]},{long=256,range=[60,inf]}]",
+            "infer.levels=[{short=240,long=256,range=[50,inf]},{short=400,long=640,range=[0,100]}]",
+            "infer.focus=[{threshold=0.05,dilation=3,smallest=64}]",
+        )
+    ),
+    "single": Strategy(
+        (
+            "chips.strategy=whole",
+            f"chips.levels={SINGLE}",
+            f"infer.levels={SINGLE}",
+            "infer.focus=[]",
+            "train.batch=8",
+            "train.lr=0.03",
+            "train.lr_batch=8",
+        ),
+        negatives="empty",
+    ),
+    "snip": Strategy(
+        ("chips.strategy=snip", f"chips.levels={LEVELS_SNIP}", "chips.crop=500",
+         "train.batch=8", "train.lr=0.03", "train.lr_batch=8"),
+        negatives="empty",
+        budget=3.0,
+    ),
+}  # fmt: skip
+
+
+def main() -> None:
+    """Make all runs that are missing, and the table of those that are there."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", default="data/scenes-small", help="the embedded scenes")
+    parser.add_argument("--out", type=Path, default=Path("runs/claims"), help="folder of the runs")
+    parser.add_argument("--seeds", type=int, default=3, help="of each strategy (default: 3)")
+    parser.add_argument("--only", help="strategies to run, with commas between (default: all)")
+    args = parser.parse_args()
+    names = args.only.split(",") if args.only else list(STRATEGIES)
+    unknown = [name for name in names if name not in STRATEGIES]
+    if unknown:
+        raise SystemExit(f"claims: {unknown[0]}: not one of {', '.join(STRATEGIES)}")
+    for seed in range(args.seeds):
+        for name in names:
+            run_one(name, seed, args.data, args.out)
+            table = collect(args.out)
+            path = args.out.with_suffix(".json")
+            path.write_text(json.dumps(table, indent=1) + "\n")
+    print(report(collect(args.out)))
+
+
+def run_one(name: str, seed: int, data: str, out: Path) -> None:
+    """Bring one run to its end: chips, training, evaluation."""
+    strategy, run = STRATEGIES[name], out / f"{name}-{seed}"
+    if (run / "eval.json").is_file():
+        return
+    sniper = out / f"sniper-{seed}"
+    sets = [f"--set={text}" for text in (*strategy.settings, f"chips.seed={seed}")]
+    recipe = ["--recipe", RECIPE, *sets]
+    module("chipgen", "plan", run, "--data", data, *recipe)
+    module("chipgen", "write", run, "--kind", "positive")
+    if strategy.negatives == "mined":
+        rpn = ["--set=train.task=rpn", f"--set=train.seed={seed}"]
+        module("train", run, *recipe, *rpn, "--resume")
+        module("infer", "proposals", run)
+    if strategy.negatives != "none":
+        module("chipgen", "negatives", run)
+        module("chipgen", "write", run, "--kind", "negative")
+    epochs = EPOCHS
+    if name != "sniper":
+        if not sniper.is_dir():
+            raise SystemExit(f"claims: {name} needs the budget of sniper: run that first")
+        wanted = EPOCHS * pixels(sniper) * strategy.budget
+        epochs = max(1, round(wanted / pixels(run)))
+    schedule = [f"--set=train.epochs={epochs}", f"--set=train.drops=[[{DROP * epochs}, 0.1]]"]
+    module("train", run, *recipe, *schedule, f"--set=train.seed={seed}", "--resume")
+    modes = [f"--mode={mode}" for mode in strategy.modes]
+    module("infer", "eval", run, "--data", data, *modes)
+
+
+def pixels(run: Path) -> float:
+    """Give the canvas px of one epoch of a run, in passes over its pictures at one scale."""
+    figures = run / "chips.json"
+    module("chipgen", "stats", run, "--json", figures, quiet=True)
+    return json.loads(figures.read_text())["pixels_vs_single_pass"]
+
+
+def module(*words: Any, quiet: bool = False) -> None:
+    """Run a command of the project; its failure is the end."""
+    line = [sys.executable, "-m", *map(str, words)]
+    done = subprocess.run(line, stdout=subprocess.DEVNULL if quiet else None, check=False)
+    if done.returncode:
+        raise SystemExit(f"claims: {' '.join(line[2:])} ended with code {done.returncode}")
+
+
+def collect(out: Path) -> dict[str, Any]:
+    """Gather the figures of all finished runs."""
+    runs = []
+    for name, strategy in STRATEGIES.items():
+        for path in sorted(out.glob(f"{name}-*/eval.json")):
+            found = json.loads(path.read_text())
+            log = (path.parent / "train" / "log.jsonl").read_text().splitlines()
+            runs += [
+                {
+                    "strategy": name,
+                    "mode": mode,
+                    "seed": int(path.parent.name.rsplit("-", 1)[1]),
+                    **{key: found[mode][key] for key in FIGURES},
+                    "steps": json.loads(log[-1])["step"],
+                }
+                for mode in strategy.modes
+            ]
+    return {"recipe": RECIPE, "runs": runs, "means": means(runs)}
+
+
+def means(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Average the seeds of each strategy and mode, with their standard deviation."""
+    kinds = dict.fromkeys((run["strategy"], run["mode"]) for run in runs)
+    table = []
+    for name, mode in kinds:
+        alike = [run for run in runs if (run["strategy"], run["mode"]) == (name, mode)]
+        table.append(
+            {
+                "strategy": name,
+                "mode": mode,
+                "seeds": len(alike),
+                **{key: statistics.fmean(run[key] for run in alike) for key in FIGURES},
+                "AP_deviation": statistics.stdev(run["AP"] for run in alike)
+                if len(alike) > 1
+                else None,
+            }
+        )
+    return table
+
+
+def report(table: dict[str, Any]) -> str:
+    """Lay the means out for people."""
+    lines = [
+        f"{'':24}seeds{'AP':>7}{'+-':>6}{'APs':>7}{'APm':>7}{'APl':>7}{'pixels':>8}{'pict./s':>9}"
+    ]
+    for row in table["means"]:
+        spread = "-" if row["AP_deviation"] is None else f"{row['AP_deviation']:.1f}"
+        figures = "".join(f"{row[key]:7.1f}" for key in ("APs", "APm", "APl"))
+        lines.append(
+            f"{row['strategy'] + ' ' + row['mode']:24}{row['seeds']:5}{row['AP']:7.1f}{spread:>6}"
+            f"{figures}{row['pixels']:8.0f}{row['pictures_per_s']:9.1f}"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
