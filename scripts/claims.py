@@ -172,9 +172,8 @@ def means(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def report(table: dict[str, Any]) -> str:
     """Lay the means out for people."""
-    lines = [
-        f"{'':24}seeds{'AP':>7}{'+-':>6}{'APs':>7}{'APm':>7}{'APl':>7}{'pixels':>8}{'pict./s':>9}"
-    ]
+    heads = f"{'AP':>7}{'+-':>6}{'APs':>7}{'APm':>7}{'APl':>7}{'pixels':>8}{'pict./s':>9}"
+    lines = [f"{'':24}seeds{heads}"]
     for row in table["means"]:
         spread = "-" if row["AP_deviation"] is None else f"{row['AP_deviation']:.1f}"
         figures = "".join(f"{row[key]:7.1f}" for key in ("APs", "APm", "APl"))

@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def parts(folder: Path) -> list[tuple[str, list[list[str]], Path | None]]:
-    """List the parts: name, commands, and the json that they leave; what matters most comes first."""
+    """List the parts: name, commands, and the json they leave; what matters most comes first."""
     bench, full, run_folder = folder / "scenes-bench", folder / "scenes-full", folder / "run"
     scenes = [
         ["scripts/make_scenes.py", str(data), "--size", "full", "--pictures-train", str(train),
