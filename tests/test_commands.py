@@ -10,7 +10,11 @@ from PIL import Image
 
 from chipgen import shards
 from chipgen.__main__ import main
+from chipgen.plan import ChipSettings
+from chipgen.recipe import load
 from chipgen.storage import open_folder, read_table
+from infer.settings import InferSettings
+from train.settings import load_recipe
 
 COMMANDS = ("plan", "negatives", "write", "verify", "stats", "show", "suggest")
 
@@ -94,6 +98,13 @@ def test_suggest_writes_a_recipe_that_plans_the_data_set(tmp_path, data, capsys)
     file = tmp_path / "stats.json"
     assert main(["stats", "--data", str(data), "--recipe", out, "--json", str(file)]) == 0
     assert json.loads(file.read_text())["uncovered"] == 0
+    for network in ("small", "resnet50"):
+        name = str(tmp_path / f"{network}.toml")
+        line = ["suggest", "--data", str(data), "--network", network, "--out", name]
+        assert main(line) == 0
+        assert load_recipe(name).model.backbone == network
+        levels = load(name, {"infer": InferSettings})["infer"].levels
+        assert levels[::-1] == load(name, {"chips": ChipSettings})["chips"].levels
     assert main(["suggest", "--data", str(data), "--out", out]) == 1
     assert "exists already" in capsys.readouterr().err
 

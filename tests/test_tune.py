@@ -1,0 +1,110 @@
+import dataclasses
+import itertools
+
+import inferring
+import made_up
+import numpy as np
+import pytest
+import torch
+
+from chipgen.recipe import load
+from infer import measure, tune
+from infer.__main__ import main
+from infer.cascade import AUTOFOCUS, PYRAMID
+from infer.detector import Detector
+from infer.focus import FocusSettings
+from infer.settings import InferSettings
+from infer.tune import Point
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Networks this small take longer when two threads wait for a busy processor."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory):
+    """A detector, a data set, and what each level says of it."""
+    data = made_up.coco(tmp_path_factory.mktemp("data"), 5, split="val")
+    settings = inferring.pyramid()
+    detector = Detector([inferring.model()], inferring.CLASSES, settings, torch.device("cpu"))
+    test = measure.open_test(str(data), ["val"])
+    return data, detector, test, tune.look(detector, test)
+
+
+def with_focus(settings, *choices):
+    return dataclasses.replace(settings, focus=tuple(FocusSettings(*c) for c in choices))
+
+
+def test_looking_everywhere_is_the_full_pyramid(material):
+    _, detector, test, seen = material
+    everywhere = with_focus(detector.settings, (0.0, 1, 1), (0.0, 1, 1))
+    point = tune.evaluate(everywhere, test, seen, detector.machine.stride)
+    real = measure.measure(detector, test, PYRAMID)
+    assert point.precision == pytest.approx(real["AP"], abs=1e-9)
+    assert point.pixels == pytest.approx(real["pixels"])
+
+
+def test_windows_of_the_second_level_are_those_of_a_real_run(material):
+    _, detector, test, seen = material
+    maps = np.concatenate([one.flights[0].maps[0].ravel() for one in seen])
+    threshold = float(np.quantile(maps, 0.8))
+    # no chip of the third level, so that all pixels follow from whole pictures' maps
+    settings = with_focus(detector.settings, (threshold, 3, 48), (1.0, 1, 16))
+    point = tune.evaluate(settings, test, seen, detector.machine.stride)
+    real = measure.measure(detector.with_settings(settings), test, AUTOFOCUS)
+    whole = measure.measure(detector, test, PYRAMID)
+    assert point.pixels == pytest.approx(real["pixels"])
+    assert point.pixels < whole["pixels"]
+
+
+def test_the_front_keeps_what_nothing_beats():
+    points = [Point(None, ap, px) for ap, px in ((5, 100), (4, 100), (6, 90), (3, 80), (6, 120))]
+    kept = [(p.precision, p.pixels) for p in tune.front(points)]
+    assert kept == [(3, 80), (6, 90)]
+
+
+def test_the_fewest_pixels_within_the_loss_are_chosen():
+    points = [Point(None, ap, px) for ap, px in ((40, 100), (44, 200), (44.8, 300), (45, 400))]
+    pyramid = Point(None, 45, 900)
+    assert tune.choose(points, pyramid, 0.3).pixels == 300
+    assert tune.choose(points, pyramid, 1.0).pixels == 200
+    assert tune.choose(points[:1], pyramid, 1.0) is pyramid
+
+
+def test_stretched_ranges_leave_no_size_out():
+    settings = InferSettings()
+    for level in (0, 1):
+        candidates = list(tune._stretched(settings, level))
+        assert settings.levels in [c.levels for c in candidates]
+        assert len(candidates) > 5
+        for candidate in candidates:
+            for coarse, fine in itertools.pairwise(candidate.levels):
+                assert coarse.range[0] <= fine.range[1]
+
+
+def test_what_is_written_reads_as_what_was_chosen(tmp_path):
+    settings = with_focus(inferring.pyramid(), (0.03, 1, 64), (0.2, 5, 128))
+    settings = dataclasses.replace(settings, flip=True, suppression="hard", tile=1024)
+    (tmp_path / "tuned.toml").write_text(tune.fragment(settings, "made by a test"))
+    assert load(str(tmp_path / "tuned.toml"), {"infer": InferSettings})["infer"] == settings
+
+
+def test_tune_writes_a_recipe_and_a_drawing(material, tmp_path, capsys, monkeypatch):
+    data = material[0]
+    monkeypatch.setattr(tune, "THRESHOLDS", (0.03, 0.06))
+    monkeypatch.setattr(tune, "DILATIONS", (1,))
+    monkeypatch.setattr(tune, "STRETCH", (0.8, 1.0))
+    inferring.save(tmp_path / "run", inferring.plain(inferring.pyramid()))
+    line = ["tune", str(tmp_path / "run"), "--data", str(data), "--smallest", "48"]
+    line += ["--pictures", "3", "--out", str(tmp_path / "tuned.toml")]
+    assert main(line) == 0
+    assert "chosen, run" in capsys.readouterr().out
+    assert load(str(tmp_path / "tuned.toml"), {"infer": InferSettings})["infer"].levels
+    assert (tmp_path / "tuned.png").read_bytes().startswith(b"\x89PNG")
+    assert main(line) == 1
+    assert "is there already" in capsys.readouterr().err
