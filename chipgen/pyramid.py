@@ -42,6 +42,16 @@ class Level:
             return by_long
         return np.minimum(by_long, self.short / np.minimum(widths, heights))
 
+    def toml(self) -> str:
+        """Write it as recipes do, without the braces."""
+        scale = ", ".join(
+            f"{name} = {value:g}"
+            for name in ("factor", "short", "long")
+            if (value := getattr(self, name)) is not None
+        )
+        low, high = self.range
+        return f"{scale}, range = [{low:g}, {high:g}]"
+
     def __str__(self) -> str:
         if self.factor is not None:
             return f"x{self.factor:g}"

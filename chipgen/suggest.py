@@ -107,23 +107,13 @@ def fragment(suggestion: Suggestion, chip: int, network: str) -> str:
         "levels = [",
     ]
     for level, share in zip(suggestion.levels, suggestion.shares, strict=True):
-        lines.append(
-            f"  {{ {_scale(level)}, range = [{_ends(level)}] }},  # takes {share:.0%} of boxes"
-        )
+        lines.append(f"  {{ {level.toml()} }},  # takes {share:.0%} of boxes")
     lines += ["]", NETWORKS[network], "[infer]", "levels = [  # from coarse to fine"]
-    lines += [f"  {{ {_scale(v)}, range = [{_ends(v)}] }}," for v in reversed(suggestion.levels)]
+    lines += [f"  {{ {v.toml()} }}," for v in reversed(suggestion.levels)]
     lines += ["]", "focus = [  # of each level but the last: where to look closer"]
     closer = "  { threshold = 0.1, dilation = 3, smallest = 128 },"
     lines += [closer] * (len(suggestion.levels) - 1)
     return "\n".join([*lines, "]", ""])
-
-
-def _scale(level: Level) -> str:
-    return f"long = {level.long}" if level.factor is None else f"factor = {level.factor:g}"
-
-
-def _ends(level: Level) -> str:
-    return ", ".join(f"{end:g}" for end in level.range)
 
 
 def _tidy(size: float) -> float:

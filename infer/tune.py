@@ -17,7 +17,6 @@ from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from chipgen.boxes import sizes
-from chipgen.pyramid import Level
 from infer import stack
 from infer.cascade import AUTOFOCUS, UNSEEN, Flight, fly, focused, suppressed
 from infer.detector import Detector
@@ -166,7 +165,7 @@ def fragment(settings: InferSettings, note: str) -> str:
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
         if field.name == "levels":
-            value = ",\n".join(f"  {{ {_scale(v)}, range = [{_ends(v)}] }}" for v in value)
+            value = ",\n".join(f"  {{ {v.toml()} }}" for v in value)
             lines.append(f"levels = [\n{value},\n]")
         elif field.name == "focus":
             value = ",\n".join(
@@ -233,15 +232,6 @@ def _with_focus(settings: InferSettings, level: int, choice: FocusSettings) -> I
     changed = list(settings.focus)
     changed[level] = choice
     return dataclasses.replace(settings, focus=tuple(changed))
-
-
-def _scale(level: Level) -> str:
-    names = ("factor", "short", "long")
-    return ", ".join(f"{n} = {getattr(level, n)}" for n in names if getattr(level, n) is not None)
-
-
-def _ends(level: Level) -> str:
-    return ", ".join(f"{end:g}" for end in level.range)
 
 
 def _tidy(size: float) -> float:

@@ -8,7 +8,6 @@ a picture that comes alone.
 import argparse
 import dataclasses
 import json
-import resource
 import statistics
 import time
 from pathlib import Path
@@ -20,6 +19,8 @@ from infer import Detector, measure
 from infer.cascade import AUTOFOCUS, PYRAMID, Machine
 from infer.network import Network, Seen
 from infer.proposals import sources_of
+from train.loop import memory_mb
+from train.processes import device_name
 
 TURNS = 3
 WARM_UP = 4  # pictures
@@ -93,7 +94,7 @@ def bench(detector: Detector, pictures: list) -> dict[str, float | str]:
         "network_share": median("network", "recorded"),
         "time_vs_network_floor": median("autofocus", "floor"),
         "latency_ms": 1e3 * latency(detector, pictures[:ALONE]),
-        "peak_mb": peak_mb(detector.device),
+        "peak_mb": memory_mb(detector.device),
     }
 
 
@@ -125,20 +126,6 @@ def floor(detector: Detector, shown: list[tuple[torch.Tensor, torch.Tensor]]) ->
 def latency(detector: Detector, pictures: list) -> float:
     """Take the median time from asking for one picture to its result, in s."""
     return statistics.median(timed(detector, [picture], AUTOFOCUS) for picture in pictures)
-
-
-def device_name(device: torch.device) -> str:
-    """Name what computes."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"CPU ({torch.backends.cpu.get_cpu_capability()}), {torch.get_num_threads()} threads"
-
-
-def peak_mb(device: torch.device) -> float:
-    """Give the most memory that was in use: the device's, or this process's."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e6
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
 
 
 def finish(device: torch.device) -> None:

@@ -27,7 +27,7 @@ from chipgen import dataset, pipeline, pool, run, shards
 from chipgen.storage import LocalFolder, open_folder, read_table
 from train import loop, settings
 from train.order import Index, Order, find_sets, open_index
-from train.processes import Processes, joined
+from train.processes import Processes, device_name, joined
 from train.stream import ChipReader, Stream
 
 LOADER_PICTURES, LOADER_BATCH, WORKERS = 160, 16, 2
@@ -52,7 +52,7 @@ def main() -> None:
         on_gpu = processes.device.type == "cuda"
         net = "coco-r50" if on_gpu else "scenes-small"
         parts: list[Callable[[], dict[str, Any]]] = [
-            lambda: {"device": device_name(processes), "recipe": net},
+            lambda: {"device": device_name(processes.device), "recipe": net},
             lambda: bench_loader(annotations, Path(scratch)),
             lambda: bench_step(annotations, Path(scratch), net, processes),
             lambda: bench_epochs(annotations, Path(scratch), processes),
@@ -67,13 +67,6 @@ def main() -> None:
             figures |= found
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(figures, indent=1) + "\n")
-
-
-def device_name(processes: Processes) -> str:
-    """Name what computes."""
-    if processes.device.type == "cuda":
-        return torch.cuda.get_device_name(processes.device)
-    return f"CPU ({torch.backends.cpu.get_cpu_capability()}), {torch.get_num_threads()} threads"
 
 
 def written(annotations: dataset.Annotations, folder: Path, recipe: str, *overrides: str) -> Index:

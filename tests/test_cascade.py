@@ -18,17 +18,10 @@ from infer.network import Network, Seen
 from infer.settings import InferSettings
 from train.warp import MEAN, STD
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 STRIDE = 16
 BRIGHT = 255
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Networks this small take longer when two threads wait for a busy processor."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def picture(width, height, seed=0):

@@ -16,16 +16,9 @@ from infer import Detector, measure
 from infer.__main__ import main
 from infer.commands import LINES
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 WIDE, TALL = (120, 80), (60, 100)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Networks this small take longer when two threads wait for a busy processor."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@ import made_up
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import torch
 import training
 
 from chipgen import negatives
@@ -13,16 +12,9 @@ from infer import proposals
 from infer.__main__ import main
 from infer.proposals import LEVEL_MOST, Proposer
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 PICTURES = 7
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Networks this small take longer when two threads wait for a busy processor."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

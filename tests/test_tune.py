@@ -16,14 +16,7 @@ from infer.focus import FocusSettings
 from infer.settings import InferSettings
 from infer.tune import Point
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Networks this small take longer when two threads wait for a busy processor."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

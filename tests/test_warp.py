@@ -10,20 +10,13 @@ from chipgen.resample import resample
 from train.stream import Batch
 from train.warp import MEAN, STD, AugmentSettings, collage, shrunk, warp
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 PLAIN = AugmentSettings(flip=False)
 FLIPPING = AugmentSettings()
 STRONG = AugmentSettings(brightness=0.6, contrast=0.6, colour=0.9)
 STAYS, TURNS = 0.9, 0.1  # first draw of a chip that is not flipped, and of one that is
 DARK, BRIGHT = 20, 230
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Products this small take 100 times as long when two threads wait for a busy processor."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @dataclass

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from train.nearest import nearest, overlaps
-from train.warp import Targets
+from train.warp import Targets, areas
 
 
 @dataclass(frozen=True)
@@ -133,11 +133,7 @@ def focus_labels(
 
 def sizes(boxes: torch.Tensor) -> torch.Tensor:
     """Give sqrt(area) of boxes (.., 4)."""
-    return _areas(boxes).clamp(min=0).sqrt()
-
-
-def _areas(boxes: torch.Tensor) -> torch.Tensor:
-    return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
+    return areas(boxes).clamp(min=0).sqrt()
 
 
 def _touches(low: torch.Tensor, high: torch.Tensor, cells: int, stride: int) -> torch.Tensor:

@@ -30,6 +30,13 @@ class Processes:
         return values
 
 
+def device_name(device: torch.device) -> str:
+    """Name what computes."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU ({torch.backends.cpu.get_cpu_capability()}), {torch.get_num_threads()} threads"
+
+
 @contextlib.contextmanager
 def joined() -> Iterator[Processes]:
     """Join the processes that torchrun has started, if it has."""

@@ -140,7 +140,7 @@ def _joined(targets: list[Targets], axis: int, smallest: float) -> Targets:
     boxes = together("boxes")
     return Targets(
         boxes=boxes,
-        labels=torch.where(_areas(boxes) < smallest, -1, together("labels")),
+        labels=torch.where(areas(boxes) < smallest, -1, together("labels")),
         valid=together("valid"),
         crowd=together("crowd"),
         ranges=together("ranges"),
@@ -260,7 +260,8 @@ def _normalised(batch: Batch, settings: AugmentSettings, dtype: torch.dtype) -> 
     return (pixels.flatten(2) - lowest) * by  # rows of W * 3: three at a time take 5 times as long
 
 
-def _areas(boxes: torch.Tensor) -> torch.Tensor:
+def areas(boxes: torch.Tensor) -> torch.Tensor:
+    """Give the areas of boxes (.., 4)."""
     return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
 
 
