@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from chipgen import dataset
 from chipgen.errors import Refusal
+from chipgen.pipeline import commit
 from chipgen.recipe import build, digest, load, override
 from chipgen.run import encode_json
 from chipgen.show import png
@@ -191,8 +192,9 @@ def evaluate(args: argparse.Namespace) -> int:
         return 0
     detector = load_detector(args)
     modes = modes or [AUTOFOCUS, PYRAMID, *range(len(detector.settings.levels))]
-    out = args.out or Path(args.model.split(",")[0]) / "eval.json"
-    state = f"{detector.weights} {digest(detector.settings)} {modes} {args.pictures}"
+    model = Path(args.model.split(",")[0])
+    out = args.out or (model if model.is_dir() else model.parent) / "eval.json"
+    state = f"{commit()} {detector.weights} {digest(detector.settings)} {modes} {args.pictures}"
     state += dataset.fingerprint(args.data, splits)
     inputs = hashlib.sha256(state.encode()).hexdigest()
     if out.is_file():

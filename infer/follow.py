@@ -28,6 +28,7 @@ def follow(
     folder = LocalFolder(run / "train")
     checkpoints = folder.sub("checkpoints")
     ended = False
+    log.info("waiting for checkpoints in %s; Ctrl-C ends it", checkpoints)
     with SummaryWriter(str(folder.path / "tensorboard")) as writer:
         while not ended:
             new = [n for n in checkpoint.steps(checkpoints) if n not in evaluated(folder)]
