@@ -56,9 +56,11 @@ own-recipe: env
 chips: env $(PREPARE)  ## cut chips of DATA= (default: the embedded scenes) by RECIPE=
 	@$(PY) -m chipgen plan "$(RUN)" --data "$(SOURCE)" --split $(SPLIT) --recipe "$(RECIPE)"
 	@$(PY) -m chipgen write "$(RUN)" --kind positive --workers $(WORKERS)
-	@$(PY) -m infer proposals "$(RUN)" --recipe "$(RECIPE)" --check || \
-	  { $(PY) $(TRAIN) "$(RUN)" --recipe "$(RECIPE)" --set train.task=rpn --resume && \
-	    $(PY) -m infer proposals "$(RUN)" --recipe "$(RECIPE)"; }
+	@$(PY) -m infer proposals "$(RUN)" --recipe "$(RECIPE)" --check; code=$$?; \
+	if [ $$code = 3 ]; then \
+	  $(PY) $(TRAIN) "$(RUN)" --recipe "$(RECIPE)" --set train.task=rpn --resume && \
+	  $(PY) -m infer proposals "$(RUN)" --recipe "$(RECIPE)"; \
+	else exit $$code; fi
 	@$(PY) -m chipgen negatives "$(RUN)"
 	@$(PY) -m chipgen write "$(RUN)" --kind negative --workers $(WORKERS)
 	@$(PY) -m chipgen stats "$(RUN)" --json "$(RUN)/chips.json"
@@ -67,7 +69,7 @@ train: chips  ## train a detector on the chips by RECIPE=; a second call goes on
 	@$(PY) $(TRAIN) "$(RUN)" --recipe "$(RECIPE)" --resume $(if $(SMOKE),--set train.epochs=1)
 
 eval: train  ## the main job: AutoFocus, the full pyramid and each level alone on SPLIT_EVAL=val
-	@$(PY) -m infer eval "$(RUN)" --data "$(SOURCE)" --split $(SPLIT_EVAL)
+	@$(PY) -m infer eval "$(RUN)" --data "$(SOURCE)" --split $(SPLIT_EVAL) --recipe "$(RECIPE)"
 
 # The kernels run once more with their indices checked, compiled into a cache of their own.
 test: env lint  ## run the tests

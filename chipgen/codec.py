@@ -115,7 +115,7 @@ def _reading(data: bytes) -> Iterator[Image.Image]:
 def _check_pixels(width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
         limit = f"{width}x{height} is over {max_pixels / 1e6:g} megapixels"
-        raise PictureError("too_many_pixels", f"{limit} (shards.max_megapixels)")
+        raise PictureError("too_many_pixels", f"{limit} (max_megapixels of the recipe)")
 
 
 def _turn(image: Image.Image, size: tuple[int, int]) -> Image.Transpose | None:

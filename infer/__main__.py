@@ -32,7 +32,9 @@ def _parser() -> argparse.ArgumentParser:
         "--recipe", help="with --check: whose [model] the proposals should be made with"
     )
     proposals.add_argument(
-        "--check", action="store_true", help="only say whether they are up to date (exit code 0)"
+        "--check",
+        action="store_true",
+        help="only say if they are up to date (exit code 0, else 3)",
     )
     proposals.add_argument(
         "--part", type=part, metavar="I/N", help="make only part I (from 0) of N; then --finish"
@@ -101,8 +103,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     tune.add_argument(
         "--smallest",
-        default="64,128,256",
-        help="sizes of chips to try, canvas px, with commas between (default: %(default)s)",
+        type=_sizes,
+        default=(64, 128, 256),
+        help="sizes of chips to try, canvas px, with commas between (default: 64,128,256)",
     )
     tune.add_argument("--out", required=True, help="recipe to write, with [infer] alone")
     return parser
@@ -114,6 +117,10 @@ def _add_detector(parser: argparse.ArgumentParser) -> None:
         "--recipe", help="take [infer] of another recipe (default: as the model was trained)"
     )
     add_overrides(parser)
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    return tuple(positive(one) for one in text.split(","))
 
 
 def _add_mode(parser: argparse.ArgumentParser) -> None:

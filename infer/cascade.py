@@ -147,7 +147,7 @@ def tiles(window: Window, tile: int, overlap: int, stride: int) -> list[Window]:
     """Cut a window that is longer than a tile into such as overlap and begin on whole cells."""
 
     def spans(start: int, length: int) -> list[tuple[int, int]]:
-        if length <= tile:
+        if length < tile + stride:  # what is left over is less than a cell
             return [(start, length)]
         count = -(-(length - overlap) // (tile - overlap))
         last = (length - tile) // stride * stride

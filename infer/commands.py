@@ -34,6 +34,8 @@ from train.detector.settings import ModelSettings
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 LINES = "pictures.jsonl"
+DRAWN = "drawn"  # folder of drawings
+OUT_OF_DATE = 3  # exit code, for the Makefile to tell it from a failure
 log = logging.getLogger("infer")
 
 
@@ -44,25 +46,28 @@ def proposals(args: argparse.Namespace) -> int:
         if not args.recipe:
             raise Refusal("--check needs a --recipe")
         model = load(args.recipe, {"model": ModelSettings})["model"]
-        return 0 if mining.up_to_date(run, dataclasses.asdict(model)) else 1
+        return 0 if mining.up_to_date(run, dataclasses.asdict(model)) else OUT_OF_DATE
     mining.make(run, args.part, args.finish)
     return 0
 
 
 def detect(args: argparse.Namespace) -> int:
     """Find objects in pictures; what was done before in the same folder is not done again."""
-    files = expand(args.pictures)
+    drawn = Path(args.out, DRAWN).resolve()
+    files = [one for one in expand(args.pictures) if drawn not in Path(one).resolve().parents]
     detector = load_detector(args)
     mode = mode_of(args.mode)
     out = LocalFolder(args.out)
     head = {
-        "model": [str(path) for path in args.model.split(",")],
+        "model": hashlib.sha256(detector.weights.encode()).hexdigest(),
         "settings": digest(detector.settings),
         "mode": mode,
         "classes": list(detector.classes),
     }
     done = read_lines(out, head)
     left = [file for file in files if file not in done]
+    if args.draw and len(left) < len(files):
+        log.info("detect: %d pictures are done and not drawn again", len(files) - len(left))
     out.path.mkdir(parents=True, exist_ok=True)
     broken = 0
     with (out.path / LINES).open("ab") as lines:
@@ -75,11 +80,11 @@ def detect(args: argparse.Namespace) -> int:
                 broken += 1
                 log.warning("%s is left out: %s", name, result.error)
                 continue
+            if args.draw:
+                _draw(out.path / DRAWN, name, result, detector, args.min_score)
             done[name] = line = line_of(name, result)
             lines.write(msgspec.json.encode(line) + b"\n")
             lines.flush()
-            if args.draw:
-                _draw(out.path / "drawn", name, result, detector, args.min_score)
     _write_detections(out, [done[file] for file in files if file in done], detector.classes)
     log.info(
         "detect: %d pictures, %d of them broken and left out; %d detections (%s)",
@@ -176,7 +181,7 @@ def _draw(folder: Path, name: str, result: Result, detector: Detector, min_score
     """Draw a result, and its coarsest map of focus."""
     (one,) = decoded([name], int(detector.settings.max_megapixels * 1e6))
     folder.mkdir(parents=True, exist_ok=True)
-    stem = Path(name).with_suffix("").as_posix().strip("/").replace("/", "_")
+    stem = Path(name).as_posix().strip("/").replace("_", "__").replace("/", "_")
     draw_result(one.pixels, result, detector.classes, min_score).save(folder / f"{stem}.png")
     if len(detector.settings.levels) > 1 and 0 in result.focus:
         draw_focus(one.pixels, result.focus[0]).save(folder / f"{stem}_focus.png")
@@ -220,9 +225,8 @@ def tune(args: argparse.Namespace) -> int:
     if len(detector.settings.levels) < 2:
         raise Refusal(f"{args.model}: has one level; there is nothing to focus")
     test = open_for(detector, args)
-    smallest = [int(size) for size in args.smallest.split(",")]
     seen = tuning.look(detector, test)
-    pyramid, points = tuning.search(detector, test, seen, smallest)
+    pyramid, points = tuning.search(detector, test, seen, args.smallest)
     chosen = tuning.choose(points, pyramid, args.within)
     print(f"{'':14}{'AP':>7}{'pixels':>8}  threshold/dilation/smallest of each level")
     for point in [*points, pyramid]:
@@ -232,7 +236,7 @@ def tune(args: argparse.Namespace) -> int:
         )
         print(f"{name:14}{point.precision:7.1f}{point.pixels:8.0f}  {choice}")
     found = tuning.measured(detector, test, chosen)
-    value = found.get("AP", found["AP50"])
+    value = found.get("AP", found["AP50"]) or 0.0
     print(f"{'chosen, run':14}{value:7.1f}{found['pixels']:8.0f}")
     note = (
         f"Tuned on {len(test.annotations.picture_ids)} pictures of {args.data}: AP {value:.1f} at "
@@ -249,11 +253,7 @@ def tune(args: argparse.Namespace) -> int:
 def open_for(detector: Detector, args: argparse.Namespace) -> measure.Test:
     """Read the data set that the arguments name; its classes must be the detector's."""
     test = measure.open_test(args.data, args.split.split(","), args.pictures)
-    if test.annotations.classes != detector.classes:
-        raise Refusal(
-            f"{args.data}: its classes are not those that {args.model} was trained on "
-            f"({', '.join(detector.classes[:8])})"
-        )
+    measure.require_classes(detector, test, args.data)
     return test
 
 

@@ -1,6 +1,7 @@
 """The detector as others use it: `Detector.load(path)`, then `for result in detector(pictures)`."""
 
 import dataclasses
+import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,9 +95,9 @@ class Detector:
         if settings is None:
             settings = build(InferSettings, states[0]["infer"], f"{paths[0]}: infer")
         models = [model_of(state) for state in states]
-        weights = " ".join(
-            f"{state['step']} {state['shards']} {state['recipe']}" for state in states
-        )
+        if len({model.stride for model in models}) > 1:
+            raise Refusal(f"{' '.join(map(str, paths))}: their feature maps differ in stride")
+        weights = " ".join(_digest(state["model"]) for state in states)
         return cls(models, tuple(states[0]["classes"]), settings, device, weights)
 
     def with_settings(self, settings: InferSettings) -> "Detector":
@@ -180,6 +181,15 @@ def read_state(path: str | Path, task: str = "train") -> dict[str, Any]:
         return checkpoint.parse(path.read_bytes())
     except ValueError as error:
         raise Refusal(f"{path}: {error}") from error
+
+
+def _digest(weights: dict[str, torch.Tensor]) -> str:
+    """Hash weights by content."""
+    state = hashlib.sha256()
+    for name, values in sorted(weights.items()):
+        state.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
+        state.update(values.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return state.hexdigest()
 
 
 def model_of(state: dict[str, Any]) -> Model:

@@ -16,9 +16,9 @@ LINE = 2
 def draw_result(
     pixels: np.ndarray, result: Result, classes: tuple[str, ...], min_score: float
 ) -> Image.Image:
-    """Draw detections and FocusChips on a picture (H, W, 3) uint8, FocusPixels as a veil."""
+    """Draw detections and FocusChips on a picture (H, W, 3) uint8."""
     scale = min(1.0, SIDE / max(pixels.shape[:2]))
-    size = round(pixels.shape[1] * scale), round(pixels.shape[0] * scale)
+    size = max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale))
     image = Image.fromarray(pixels).resize(size)
     draw = ImageDraw.Draw(image)
     for level, chips in result.chips.items():
@@ -39,7 +39,7 @@ def draw_result(
 def draw_focus(pixels: np.ndarray, focus: np.ndarray) -> Image.Image:
     """Lay a map of focus (rows, columns) over a picture; what was not looked at is dark."""
     scale = min(1.0, SIDE / max(pixels.shape[:2]))
-    size = round(pixels.shape[1] * scale), round(pixels.shape[0] * scale)
+    size = max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale))
     image = Image.fromarray(pixels).resize(size)
     veil = Image.fromarray((focus.clip(0, 1) * 200).astype(np.uint8)).resize(
         size, Image.Resampling.NEAREST

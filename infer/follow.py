@@ -25,6 +25,8 @@ def follow(
     """Evaluate checkpoints until the last one of the training is done."""
     from torch.utils.tensorboard import SummaryWriter  # a second of imports
 
+    if not run.is_dir():
+        raise Refusal(f"{run}: no such run folder")
     folder = LocalFolder(run / "train")
     checkpoints = folder.sub("checkpoints")
     ended = False
@@ -42,6 +44,7 @@ def follow(
                         raise
                     log.info("step %d: removed before it was evaluated (%s)", step, gone)
                     continue
+                measure.require_classes(detector, test, str(run))
                 entry = {"step": step, **measure.compare(detector, test, modes)}
                 append(folder, entry)
                 for mode in map(measure.name_of, modes):

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from chipgen import dataset, layout
 from chipgen.dataset import Annotations
+from chipgen.errors import Refusal
 from infer import evaluate
 from infer.cascade import PYRAMID
 from infer.detector import Detector
@@ -41,6 +42,15 @@ def open_test(where: str, splits: Sequence[str], pictures: int | None = None) ->
         annotations = annotations.take(np.arange(pictures) * count // pictures)
     areas = evaluate.areas_of(where, splits, annotations)
     return Test(annotations, areas, layout.find(where).style)
+
+
+def require_classes(detector: Detector, test: Test, where: str) -> None:
+    """Refuse a data set of other classes than the detector was trained on."""
+    if test.annotations.classes != detector.classes:
+        raise Refusal(
+            f"{where}: its classes are not those that the detector was trained on "
+            f"({', '.join(detector.classes[:8])})"
+        )
 
 
 def compare(detector: Detector, test: Test, modes: Sequence[str | int]) -> dict[str, Any]:
@@ -73,7 +83,10 @@ def measure(detector: Detector, test: Test, mode: str | int) -> dict[str, Any]:
             processed[level] += pixels
             whole[level] += result.canvases[level]
     seconds = time.perf_counter() - start
-    seen = max(len(sources) - len(errors), 1)
+    seen = len(sources) - len(errors)
+    if not seen:
+        why = next(iter(errors.values()), "the split is empty")
+        raise Refusal(f"none of {len(sources)} pictures could be read: {why}")
     shares = np.divide(processed, whole, out=np.zeros_like(whole), where=whole > 0)
     return {
         **precision(test, Detections.concatenate(found), detector.settings.detections),

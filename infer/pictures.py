@@ -63,7 +63,10 @@ def decoded(pictures: Iterable[Picture], max_pixels: int) -> Iterator[Decoded]:
 def _decode(picture: Picture, max_pixels: int) -> Decoded:
     try:
         if isinstance(picture, np.ndarray | torch.Tensor):
-            return Decoded(picture, _checked(picture), None)
+            pixels = _checked(picture)
+            if isinstance(pixels, np.ndarray):  # torch takes neither mirrored nor read-only ones
+                pixels = np.require(pixels, requirements="CW")
+            return Decoded(picture, pixels, None)
         if isinstance(picture, Source):
             data, size = read_picture(picture.folder, picture.name), picture.size
         else:

@@ -82,6 +82,9 @@ def make(run: Folder, part: tuple[int, int] | None, finish: bool) -> None:
     """Make the proposals of a run, or of its parts n with n % N == I, and put them together."""
     record = run_folder.read_record(run)
     folder = run.sub(FOLDER)
+    if record.recipe["chips"]["strategy"] != "sniper":
+        log.info("proposals: strategy %r takes none", record.recipe["chips"]["strategy"])
+        return
     state, weights = read_weights(run)
     model = state["recipe"]["model"]
     if up_to_date(run, model):

@@ -7,6 +7,7 @@ from typing import Literal
 from chipgen.pyramid import Level
 from infer.focus import FocusSettings
 
+CELLS = 32  # canvas px: what any network's cells divide
 PAPER_LEVELS = (
     Level((75.0, math.inf), short=480, long=512),
     Level((32.0, 180.0), short=800, long=1280),
@@ -45,8 +46,10 @@ class InferSettings:
                 f"focus has {len(self.focus)} entries, and levels {len(self.levels)}: each level "
                 f"but the last, the finest, needs one"
             )
-        if not 0 <= self.overlap <= self.tile / 2:
+        if not 0 <= self.overlap <= self.tile / 2 or self.tile < 1:
             raise ValueError("0 <= overlap <= tile / 2 must hold")
+        if self.tile % CELLS or self.overlap % CELLS:  # so that tiles on whole cells leave no gap
+            raise ValueError(f"tile and overlap must be multiples of {CELLS}")
         for name in ("step", "max_megapixels", "proposals", "density", "sigma", "detections"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} = {getattr(self, name)} must be positive")

@@ -30,6 +30,7 @@ from infer.settings import InferSettings
 THRESHOLDS = (0.01, 0.03, 0.06, 0.1, 0.2, 0.4)
 DILATIONS = (1, 3, 5)
 STRETCH = (0.7, 0.85, 1.0, 1.2, 1.45)  # of the ends of valid ranges
+ROUNDED = 1e-2  # canvas px by which float32 may carry a box over its picture's edge
 FRONT = 8  # settings of a finer level that coarser ones are tried with
 
 
@@ -60,7 +61,7 @@ def look(detector: Detector, test: Test) -> list[Seen]:
             continue
         picture = [torch.as_tensor(one.pixels).to(detector.device)]
         flights = [
-            dataclasses.replace(flight, pixels=flight.pixels[:0])
+            dataclasses.replace(flight, pixels=flight.pixels.new_empty(0, 0, 3))
             for level in range(len(detector.settings.levels))
             for flight in fly(picture, detector.machine, detector.settings, level)
         ]
@@ -114,13 +115,14 @@ def evaluate(settings: InferSettings, test: Test, seen: list[Seen], stride: int)
             size = sizes(boxes)
             low, high = settings.levels[level].range
             wanted = (low <= size) & (size < high)
-            on_canvas = boxes * np.tile(flight.scales[level], 2).astype(np.float32)
+            on_canvas = boxes * np.tile(flight.scales[level], 2)
             inside = np.zeros(len(boxes), bool)
             looked_at = np.full_like(flight.maps[level], UNSEEN)
             for window in windows:
                 x, y, width, height = window
                 corner = on_canvas - np.array([x, y, x, y])
-                within = (corner >= 0).all(1) & (corner[:, 2] <= width) & (corner[:, 3] <= height)
+                ends = np.array([width, height]) + ROUNDED
+                within = (corner >= -ROUNDED).all(1) & (corner[:, 2:] <= ends).all(1)
                 inside |= within & stack.inside(on_canvas, window, canvas, settings.border)
                 pixels[number, level] += width * height
                 part = slice(y // stride, -(-(y + height) // stride))
@@ -217,6 +219,7 @@ def draw_front(points: list[Point], pyramid: Point, chosen: Point) -> Image.Imag
 
 def _stretched(settings: InferSettings, level: int) -> Iterator[InferSettings]:
     """Vary where a level's range begins and where that of the next finer one ends."""
+    yield settings
     coarse, fine = settings.levels[level : level + 2]
     for begin, end in itertools.product(STRETCH, STRETCH):
         low, high = coarse.range[0] * begin, fine.range[1] * end

@@ -81,7 +81,7 @@ def main() -> None:
         for name in names:
             run_one(name, seed, args.data, args.out)
             table = collect(args.out)
-            path = args.out.with_suffix(".json")
+            path = args.out.with_name(f"{args.out.name}.json")
             path.write_text(json.dumps(table, indent=1) + "\n")
     print(report(collect(args.out)))
 
@@ -125,9 +125,14 @@ def pixels(run: Path) -> float:
 def module(*words: Any, quiet: bool = False) -> None:
     """Run a command of the project; its failure is the end."""
     line = [sys.executable, "-m", *map(str, words)]
-    done = subprocess.run(line, stdout=subprocess.DEVNULL if quiet else None, check=False)
-    if done.returncode:
-        raise SystemExit(f"claims: {' '.join(line[2:])} ended with code {done.returncode}")
+    process = subprocess.Popen(line, stdout=subprocess.DEVNULL if quiet else None)
+    try:
+        code = process.wait()
+    except KeyboardInterrupt:
+        process.wait()  # a training writes its checkpoint first
+        raise SystemExit("\nclaims: stopped; the same command goes on from there") from None
+    if code:
+        raise SystemExit(f"claims: {' '.join(line[2:])} ended with code {code}")
 
 
 def collect(out: Path) -> dict[str, Any]:

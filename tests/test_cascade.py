@@ -160,7 +160,7 @@ def test_tiles_find_everything_once(tile):
         levels=(Level(factor=1.0),),
         focus=(),
         tile=tile,
-        overlap=48,
+        overlap=64,
         detections=1000,
         suppression="hard",
     )

@@ -69,6 +69,18 @@ def test_one_picture_needs_no_list_and_grey_ones_are_coloured(run):
     np.testing.assert_array_equal(flat.boxes, stacked.boxes)
 
 
+def test_mirrored_and_read_only_arrays_are_pictures_as_well(run):
+    detector = Detector.load(run)
+    pixels = np.array(made_up.noise(*WIDE))
+    (plain,) = detector(pixels[:, ::-1].copy())
+    fixed = pixels.copy()
+    fixed.flags.writeable = False
+    for odd in (pixels[:, ::-1], fixed[:, ::-1]):
+        (result,) = detector(odd)
+        np.testing.assert_array_equal(result.boxes, plain.boxes)
+    assert next(iter(detector(fixed))).error is None
+
+
 @pytest.mark.parametrize(
     "pixels", [np.zeros((8, 8, 4), np.uint8), np.zeros((8, 8, 3)), np.zeros((0, 8, 3), np.uint8)]
 )
@@ -199,8 +211,27 @@ def test_another_model_or_mode_in_the_same_folder_is_refused(run, photos, tmp_pa
     assert detect(run, photos, "--out", out) == 0
     assert detect(run, photos, "--out", out, "--mode", "pyramid") == 1
     assert "another mode" in capsys.readouterr().err
+    assert detect(trained_on(run, out.parent), photos, "--out", out) == 1
+    assert "another model" in capsys.readouterr().err
     assert detect(run, photos, "--out", out, "--set", "infer.sigma=0.4") == 1
     assert "another settings" in capsys.readouterr().err
+
+
+def trained_on(run, folder):
+    """The same run with other weights."""
+    (file,) = (run / "train" / "checkpoints").glob("*.pt")
+    state = torch.load(file, weights_only=True)
+    state["model"]["rpn.conv.bias"] += 0.1
+    torch.save(state, folder / "later.pt")
+    return folder / "later.pt"
+
+
+def test_drawings_are_not_taken_for_pictures_of_a_second_run(run, photos):
+    Image.new("RGB", (1, 3000)).save(photos / "line.png")
+    out = photos / "found"
+    for _ in range(2):
+        assert detect(run, photos, "--out", out, "--draw", "--min-score", "0.0") == 0
+        assert len(json.loads((out / "pictures.json").read_text())["images"]) == 4
 
 
 def test_wrong_arguments_are_told_in_one_line(run, photos, tmp_path, capsys):
@@ -278,6 +309,10 @@ def test_eval_refuses_other_classes(run, tmp_path, capsys):
     path.write_text(path.read_text().replace('"cat"', '"dog"'))
     assert evaluated(run, data) == 1
     assert "its classes are not those" in capsys.readouterr().err
+    assert evaluated(run, data, "--follow") == 1
+    assert "its classes are not those" in capsys.readouterr().err
+    assert evaluated(run / "nowhere", data, "--follow") == 1
+    assert "no such run folder" in capsys.readouterr().err
 
 
 def test_eval_follows_a_training_into_its_log(annotated, tmp_path):

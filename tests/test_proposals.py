@@ -95,6 +95,9 @@ def test_finished_proposals_are_made_again_only_for_another_plan_or_network(run,
     folder, model = open_folder(run), inferring.plain(inferring.TINY)
     assert proposals.up_to_date(folder, model)
     assert not proposals.up_to_date(folder, {**model, "width": 16})
+    name = str(training.recipe(run.parent))
+    assert main(["proposals", str(run), "--check", "--recipe", name]) == 0
+    assert main(["proposals", str(run), "--check", "--recipe", "coco-r50"]) == 3
 
 
 def test_broken_pictures_are_told(run):
