@@ -88,19 +88,25 @@ def fly(
             flight.regions[level] = _to_picture(windows, flight.scales[level])
             flight.processed[level] = 0
             flight.maps[level] = _blank(flight.canvases[level], machine.stride)
-            scale = tuple(flight.scales[level].tolist())
-            regions += [
-                Region(number, tile, scale)
-                for window in windows
-                for tile in tiles(window, settings.tile, settings.overlap, machine.stride)
-            ]
+            regions += regions_in(number, windows, flight.scales[level], machine.stride, settings)
         limits = settings.levels[level].range if len(levels) > 1 else (0.0, np.inf)
         for shape, batch in batches(regions, settings.step, machine):
-            canvases = draw([flight.pixels for flight in flights], batch, shape, machine.dtype)
+            canvases = draw(pictures, batch, shape, machine.dtype)
             content = torch.tensor([region.window[2:] for region in batch], dtype=torch.float32)
             seen = machine.look(canvases, content.to(canvases.device, non_blocking=True))
             _keep(seen, batch, flights, level, limits, machine.stride, settings)
     return flights
+
+
+def regions_in(
+    picture: int, windows: list[Window], scale: np.ndarray, stride: int, settings: InferSettings
+) -> list[Region]:
+    """Make the regions of a picture's windows, cut into tiles where they are long."""
+    return [
+        Region(picture, tile, tuple(scale.tolist()))
+        for window in windows
+        for tile in tiles(window, settings.tile, settings.overlap, stride)
+    ]
 
 
 def focused(flight: Flight, level: int, stride: int, settings: InferSettings) -> list[Window]:

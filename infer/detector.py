@@ -25,8 +25,7 @@ from train.detector.norms import choose
 from train.detector.settings import ModelSettings
 from train.loop import precision_of
 
-# Canvas px of one batch. On two cores of a CPU a chip of 128 px takes a third of the time among 8
-# that it takes alone, one of 256 px two thirds, and larger ones gain nothing.
+# Canvas px of one batch. Small chips fill even a CPU only in company; large regions gain nothing.
 AT_ONCE = {"cpu": 600_000, "cuda": 8_000_000}
 GROUP = 64  # pictures that fly together, so that batches fill up,
 GROUP_PIXELS = {"cpu": 16_000_000, "cuda": 64_000_000}  # with at most so many px, or one alone
@@ -166,11 +165,11 @@ def broken(picture: Any, error: str) -> Result:
     return Result(picture, (0, 0), nothing, *none, {}, {}, {}, {}, error)
 
 
-def read_state(path: str | Path, task: str = "train") -> dict[str, Any]:
+def read_state(path: str | Path) -> dict[str, Any]:
     """Read the last checkpoint of a run folder, or the one of a file."""
     path = Path(path)
     if path.is_dir():
-        folder = LocalFolder(path).sub(f"{task}/checkpoints")
+        folder = LocalFolder(path).sub("train/checkpoints")
         state = checkpoint.load_last(folder)
         if state is None:
             raise Refusal(f"{path}: no checkpoint in {folder}; train first, or name a file")

@@ -33,7 +33,8 @@ def follow(
     log.info("waiting for checkpoints in %s; Ctrl-C ends it", checkpoints)
     with SummaryWriter(str(folder.path / "tensorboard")) as writer:
         while not ended:
-            new = [n for n in checkpoint.steps(checkpoints) if n not in evaluated(folder)]
+            done = evaluated(folder)
+            new = [n for n in checkpoint.steps(checkpoints) if n not in done]
             for step in new:
                 try:
                     detector = Detector.load(
@@ -57,7 +58,7 @@ def follow(
             ended = any(checkpoint.read_record(checkpoints, n).done for n in last)
             ended &= all(n in evaluated(folder) for n in last)
             if not (ended or new):
-                time.sleep(PAUSE)
+                time.sleep(PAUSE)  # shared file systems don't tell of new files
 
 
 def evaluated(folder: LocalFolder) -> set[int]:

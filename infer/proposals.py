@@ -24,8 +24,8 @@ from chipgen.negatives import PROPOSALS
 from chipgen.run import PlanRecord, encode_json
 from chipgen.storage import Folder, open_folder, open_table, read_table, table_bytes
 from infer import stack
-from infer.cascade import Flight, Machine, Window, batches, tiles
-from infer.crop import Region, draw
+from infer.cascade import Flight, Machine, Window, batches, regions_in
+from infer.crop import draw
 from infer.detector import AT_ONCE, model_of
 from infer.focus import FocusSettings
 from infer.pictures import Source, decoded
@@ -171,13 +171,8 @@ class Proposer:
         flight = Flight.start(torch.as_tensor(pixels).to(self.device), self.settings)
         for level in range(len(self.settings.levels)):
             scale = flight.scales[level]
-            regions = [
-                Region(0, tile, tuple(scale.tolist()))
-                for window in flight.whole(level)
-                for tile in tiles(
-                    window, self.settings.tile, self.settings.overlap, self.machine.stride
-                )
-            ]
+            windows = flight.whole(level)
+            regions = regions_in(0, windows, scale, self.machine.stride, self.settings)
             boxes, scores = [], []
             for shape, batch in batches(regions, self.settings.step, self.machine):
                 canvases = draw([flight.pixels], batch, shape, self.machine.dtype)
