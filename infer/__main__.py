@@ -67,10 +67,7 @@ def _parser() -> argparse.ArgumentParser:
         "python -m infer eval runs/coco --data /data/coco --split val",
     )
     _add_detector(evaluate)
-    evaluate.add_argument("--data", required=True, help="data set: folder, URL or dataset.toml")
-    evaluate.add_argument(
-        "--split", default="val", help="splits to read, with commas between (default: val)"
-    )
+    _add_data(evaluate)
     evaluate.add_argument(
         "--mode",
         action="append",
@@ -91,10 +88,7 @@ def _parser() -> argparse.ArgumentParser:
         "python -m infer tune runs/coco --data /data/coco --out tuned.toml",
     )
     _add_detector(tune)
-    tune.add_argument("--data", required=True, help="data set: folder, URL or dataset.toml")
-    tune.add_argument(
-        "--split", default="val", help="splits to read, with commas between (default: val)"
-    )
+    _add_data(tune)
     tune.add_argument(
         "--pictures", type=positive, default=100, help="sample of them (default: %(default)s)"
     )
@@ -117,6 +111,13 @@ def _add_detector(parser: argparse.ArgumentParser) -> None:
         "--recipe", help="take [infer] of another recipe (default: as the model was trained)"
     )
     add_overrides(parser)
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", required=True, help="data set: folder, URL or dataset.toml")
+    parser.add_argument(
+        "--split", default="val", help="splits to read, with commas between (default: val)"
+    )
 
 
 def _sizes(text: str) -> tuple[int, ...]:

@@ -68,23 +68,29 @@ def finished(run: Folder) -> Record | None:
 def up_to_date(run: Folder, model: dict) -> bool:
     """Say whether a run has the proposals that its plan and [model] ask for, or needs none."""
     record = run_folder.read_record(run)
+    if not takes_any(record):
+        return True
     done = finished(run)
-    if record.recipe["chips"]["strategy"] != "sniper":
-        log.info("proposals: strategy %r takes none", record.recipe["chips"]["strategy"])
-    elif done is None or done.inputs != inputs_of(record, model):
+    if done is None or done.inputs != inputs_of(record, model):
         return False
-    else:
-        log.info("proposals: up to date (%s)", run.sub(FOLDER))
+    log.info("proposals: up to date (%s)", run.sub(FOLDER))
     return True
+
+
+def takes_any(record: PlanRecord) -> bool:
+    """Say whether the strategy of a plan mines negatives."""
+    strategy = record.recipe["chips"]["strategy"]
+    if strategy != "sniper":
+        log.info("proposals: strategy %r takes none", strategy)
+    return strategy == "sniper"
 
 
 def make(run: Folder, part: tuple[int, int] | None, finish: bool) -> None:
     """Make the proposals of a run, or of its parts n with n % N == I, and put them together."""
     record = run_folder.read_record(run)
-    folder = run.sub(FOLDER)
-    if record.recipe["chips"]["strategy"] != "sniper":
-        log.info("proposals: strategy %r takes none", record.recipe["chips"]["strategy"])
+    if not takes_any(record):
         return
+    folder = run.sub(FOLDER)
     state, weights = read_weights(run)
     model = state["recipe"]["model"]
     if up_to_date(run, model):
