@@ -1,22 +1,32 @@
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 import torch
 
+import train.warp
 from chipgen.codec import pack, unpack
 from chipgen.cut import stored_pixels
 from chipgen.resample import resample
 from train.stream import Batch
 from train.warp import MEAN, STD, AugmentSettings, collage, shrunk, warp
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "way")
 
 PLAIN = AugmentSettings(flip=False)
 FLIPPING = AugmentSettings()
 STRONG = AugmentSettings(brightness=0.6, contrast=0.6, colour=0.9)
 STAYS, TURNS = 0.9, 0.1  # first draw of a chip that is not flipped, and of one that is
 DARK, BRIGHT = 20, 230
+
+
+@pytest.fixture(params=["taps", "products"])
+def way(request, monkeypatch):
+    """Draw as the CPU does, and as other devices do."""
+    if request.param == "products":
+        monkeypatch.setattr(train.warp, "_by_taps", train.warp._by_products)
+    return request.param
 
 
 @dataclass
@@ -294,6 +304,29 @@ def test_a_chip_alone_is_drawn_as_among_larger_ones(settings):
         torch.testing.assert_close(alone[0], together[i], atol=1e-4, rtol=0)
         one_in_four = collage([batch_of([chip])] * 4, (64, 64), settings, 100, torch.float32)[0]
         torch.testing.assert_close(one_in_four[0], in_four[i], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("way", ["taps"], indirect=True)
+def test_both_ways_draw_the_same(way):
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        chips = []
+        for _ in range(rng.integers(1, 4)):
+            pixels = noise(rng, *rng.integers(1, 60, 2).tolist())
+            scale = tuple(np.exp(rng.uniform(-1.8, 1.5, 2)).tolist())
+            shown = [math.ceil(n * s) for n, s in zip(pixels.shape[1::-1], scale, strict=True)]
+            window = tuple(int(rng.integers(1, min(n, 48) + 1)) for n in shown)
+            offset = tuple(rng.uniform(-5, 1, 2).tolist())
+            draws = tuple(rng.random(5))
+            chips.append(Chip(pixels, window, (), draws, scale, offset))
+        batch, canvas = batch_of(chips), (int(rng.integers(48, 70)), 48)
+        settings = STRONG if rng.random() < 0.3 else FLIPPING
+        ways = train.warp._by_taps, train.warp._by_products
+        taps, products = (torch.full((len(chips), 3, *canvas), torch.nan) for _ in ways)
+        zoom = float(rng.choice([1.0, 0.5]))
+        ways[0](batch, taps, settings, zoom)
+        ways[1](batch, products, settings, zoom)
+        torch.testing.assert_close(taps, products, atol=2e-3, rtol=0)
 
 
 @pytest.mark.parametrize("factor", [1.1, 1.667, 3])
