@@ -24,6 +24,7 @@ from train.detector.model import Detector as Model
 from train.detector.norms import choose
 from train.detector.settings import ModelSettings
 from train.loop import precision_of
+from train.processes import agree_on_threads
 
 # Canvas px of one batch. Small chips fill even a CPU only in company; large regions gain nothing.
 AT_ONCE = {"cpu": 600_000, "cuda": 8_000_000}
@@ -63,6 +64,7 @@ class Detector:
         device: torch.device,
         weights: str = "",
     ):
+        agree_on_threads()
         self.classes, self.settings, self.device = classes, settings, device
         self.weights = weights  # what they are, for those who keep results
         self.models = [

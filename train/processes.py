@@ -7,6 +7,7 @@ import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numba
 import torch
 import torch.distributed as dist
 
@@ -37,6 +38,17 @@ def device_name(device: torch.device) -> str:
     return f"CPU ({torch.backends.cpu.get_cpu_capability()}), {torch.get_num_threads()} threads"
 
 
+def agree_on_threads() -> None:
+    """Let Numba's kernels have as many threads as torch.
+
+    They share one pool: Numba's start would give torch a thread for each core, whatever
+    OMP_NUM_THREADS (torchrun's 1) has said, and threads of several processes wait for each other.
+    """
+    threads = torch.get_num_threads()
+    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # starts them
+    torch.set_num_threads(threads)
+
+
 @contextlib.contextmanager
 def joined() -> Iterator[Processes]:
     """Join the processes that torchrun has started, if it has."""
@@ -44,6 +56,7 @@ def joined() -> Iterator[Processes]:
     cuda = torch.cuda.is_available()
     local = int(os.environ.get("LOCAL_RANK", "0"))
     device = torch.device("cuda", local) if cuda else torch.device("cpu")
+    agree_on_threads()
     if cuda:
         torch.cuda.set_device(device)
     if world == 1:
