@@ -1,11 +1,17 @@
 """The AutoFocus pyramid: coarse-to-fine inference, evaluation, proposals."""
 
+import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from infer.detector import Detector, Result
 
 __all__ = ["Detector", "Result"]
+
+
+# oneDNN compiles each convolution for each shape of a batch and keeps 1024 of them. FocusChips come
+# in more shapes than that holds; read when the first convolution runs.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16384")
 
 
 def __getattr__(name: str):
