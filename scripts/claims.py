@@ -22,6 +22,15 @@ LEVELS_SNIP = (
     "{short=240,long=400,range=[60,inf]}]"
 )
 SINGLE = "[{short=400,long=667}]"
+# A whole picture or a crop of SNIP has about four times the pixels of a chip. So batches have a
+# quarter as many, and each has four times as many anchors and RoIs in its loss.
+LARGE = (
+    "labels.anchors=192",
+    "labels.anchors_positive=96",
+    "model.proposals=256",
+    "train.batch=4",
+    "train.lr_batch=4",
+)
 
 
 @dataclass(frozen=True)
@@ -50,15 +59,12 @@ STRATEGIES = {
             f"chips.levels={SINGLE}",
             f"infer.levels={SINGLE}",
             "infer.focus=[]",
-            "train.batch=8",
-            "train.lr=0.03",
-            "train.lr_batch=8",
+            *LARGE,
         ),
         negatives="empty",
     ),
     "snip": Strategy(
-        ("chips.strategy=snip", f"chips.levels={LEVELS_SNIP}", "chips.crop=500",
-         "train.batch=8", "train.lr=0.03", "train.lr_batch=8"),
+        ("chips.strategy=snip", f"chips.levels={LEVELS_SNIP}", "chips.crop=500", *LARGE),
         negatives="empty",
         budget=3.0,
     ),
