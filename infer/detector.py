@@ -15,6 +15,7 @@ from chipgen.recipe import build
 from chipgen.storage import LocalFolder
 from infer.cascade import AUTOFOCUS, PYRAMID, Flight, Machine, fly, suppressed
 from infer.evaluate import Detections
+from infer.fold import fold
 from infer.network import Network
 from infer.pictures import Picture, decoded
 from infer.settings import InferSettings
@@ -194,7 +195,7 @@ def _digest(weights: dict[str, torch.Tensor]) -> str:
 
 
 def model_of(state: dict[str, Any]) -> Model:
-    """Make the network of a checkpoint, with its averaged weights where it has such."""
+    """Make the network of a checkpoint for inference, with averaged weights where it has such."""
     recipe = state["recipe"]
     settings = build(ModelSettings, recipe["model"], "checkpoint: model")
     model = Model(
@@ -204,4 +205,6 @@ def model_of(state: dict[str, Any]) -> Model:
         choose("frozen" if settings.norm == "frozen" else "batch", None, torch.device("cpu")),
     )
     model.load_state_dict(state["average"] or state["model"])
+    side = 2 * model.stride
+    fold(model.backbone, torch.zeros(1, 3, side, side))
     return model
