@@ -2,7 +2,8 @@
 
 Each run has a folder of its own and goes on where it was stopped; a finished run is not repeated.
 All have the same budget of training pixels as `sniper`, but `snip`, which gets three times as many,
-for that is what an epoch of it costs.
+for that is what an epoch of it costs, and `positives-alone`, which passes as often over the
+positive chips.
 """
 
 import argparse
@@ -38,14 +39,15 @@ class Strategy:
     """What sets a way of training apart from `sniper`."""
 
     settings: tuple[str, ...] = ()  # overrides of the recipe
-    negatives: str = "mined"  # | "none"
-    budget: float = 1.0  # of sniper's training pixels
+    negatives: str = "mined"  # | "none", or "empty": only of pictures without boxes
+    budget: float | None = 1.0  # of sniper's training pixels; None: its epochs instead
     modes: tuple[str, ...] = field(default=("pyramid",))
 
 
 STRATEGIES = {
     "sniper": Strategy(modes=("autofocus", "pyramid")),
     "no-negatives": Strategy(negatives="none"),
+    "positives-alone": Strategy(negatives="none", budget=None),  # as SNIPER's table 2 compares
     "two-levels": Strategy(
         (
             "chips.levels=[{factor=1.667,range=[0,75]},{long=256,range=[60,inf]}]",
@@ -110,7 +112,7 @@ def run_one(name: str, seed: int, data: str, out: Path) -> None:
         module("chipgen", "negatives", run)
         module("chipgen", "write", run, "--kind", "negative")
     epochs = EPOCHS
-    if name != "sniper":
+    if name != "sniper" and strategy.budget is not None:
         if not sniper.is_dir():
             raise SystemExit(f"claims: {name} needs the budget of sniper: run that first")
         wanted = EPOCHS * pixels(sniper) * strategy.budget
