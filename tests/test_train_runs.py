@@ -13,6 +13,7 @@ import training
 
 from chipgen.storage import LocalFolder
 from train import checkpoint
+from train.journal import Journal
 
 STEPS_KEPT = 3  # checkpoint_every of the recipe
 
@@ -140,3 +141,12 @@ def test_a_wrong_folder_and_a_typo_are_one_line(material, tmp_path):
         assert done.returncode == 1
         assert said in done.stderr
         assert done.stderr.count("\n") == 1
+
+
+def test_what_a_crash_left_in_the_log_and_steps_done_again_are_dropped(tmp_path):
+    good = b'{"step":1,"loss":0.5}\n'
+    rest = [b"\0\0\0\n", b"[1]\n", b'{"step":"x"}\n', b'{"step":4}\n', b'{"step":2']
+    (tmp_path / "log.jsonl").write_bytes(good + b"".join(rest))
+    with Journal(LocalFolder(tmp_path), step=3, batches=9, done=3):
+        pass
+    assert (tmp_path / "log.jsonl").read_bytes() == good

@@ -11,6 +11,12 @@ from chipgen.storage import LocalFolder
 LOG = "log.jsonl"
 
 
+class Entry(msgspec.Struct):
+    """What any entry holds."""
+
+    step: int
+
+
 class Journal:
     """Only the first process keeps one."""
 
@@ -49,8 +55,15 @@ class Journal:
 
 
 def _forget_after(folder: LocalFolder, step: int) -> None:
-    """Drop the entries of steps that are done again, and a line that was cut off."""
+    """Drop the entries of steps that are done again, and lines that a crash has left unreadable."""
     if folder.exists(LOG):
         lines = folder.read(LOG).splitlines(keepends=True)
-        whole = [line for line in lines if line.endswith(b"\n")]
-        folder.write(LOG, *(x for x in whole if msgspec.json.decode(x)["step"] <= step))
+        folder.write(LOG, *(line for line in lines if -1 < _step_of(line) <= step))
+
+
+def _step_of(line: bytes) -> int:
+    """Give the step of an entry, -1 where it can't be read."""
+    try:
+        return msgspec.json.decode(line, type=Entry).step if line.endswith(b"\n") else -1
+    except msgspec.DecodeError:
+        return -1
