@@ -13,6 +13,7 @@ import training
 
 from chipgen.storage import LocalFolder
 from train import checkpoint
+from train.hold import Hold
 from train.journal import Journal
 
 STEPS_KEPT = 3  # checkpoint_every of the recipe
@@ -127,6 +128,16 @@ def test_a_folder_with_another_run_is_refused(material):
     assert done.returncode == 1
     assert "differs in train.lr" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_folder_that_a_run_holds_is_refused_to_another(material, fresh):
+    with Hold(LocalFolder(fresh / "train")):
+        line = training.command(fresh, material[1])
+        done = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert f"in use by the run with pid {os.getpid()} on {os.uname().nodename}" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (fresh / "train" / "checkpoints").exists()
 
 
 def test_a_wrong_folder_and_a_typo_are_one_line(material, tmp_path):

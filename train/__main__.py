@@ -1,6 +1,7 @@
 """Command line of the trainer: parse, build, run, report."""
 
 import argparse
+import contextlib
 import dataclasses
 import logging
 import sys
@@ -32,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(args: argparse.Namespace) -> int:
     """Train as the arguments say."""
     from train import checkpoint, loop  # torch takes seconds, and --help needs none of it
+    from train.hold import Hold
     from train.order import find_sets, open_index
     from train.processes import joined
     from train.settings import load_recipe
@@ -54,27 +56,41 @@ def run(args: argparse.Namespace) -> int:
     with joined() as processes:
         if recipe.train.batch < processes.world:
             raise Refusal(f"train.batch = {recipe.train.batch}, but {processes.world} processes")
-        state = checkpoint.load_last(folder.sub("checkpoints"))
-        if state:
-            differing = loop.same_run(state, about)
-            if differing:
-                raise Refusal(
-                    f"{folder}: holds a run that differs in {', '.join(differing)}; delete that "
-                    f"folder, or choose another run folder"
-                )
-            if state["done"] and state["place"][0] >= recipe.train.length:
+        with Hold(folder) if processes.rank == 0 else contextlib.nullcontext():
+            processes.wait()
+            state = checkpoint.load_last(folder.sub("checkpoints"))
+            if not _is_to_train(state, about, recipe.train.length, folder, args.resume):
                 if processes.rank == 0:
                     log.info("up to date: %s, step %d", folder, state["step"])
                 return 0
-            if not args.resume:
-                raise Refusal(f"{folder}: holds a run; go on with --resume, or delete that folder")
-            if processes.rank == 0:
+            if state and processes.rank == 0:
                 log.info("going on from step %d, epoch %d", state["step"], state["place"][0])
-        ended = loop.train(folder, index, recipe, about, processes, state)
+            ended = loop.train(folder, index, recipe, about, processes, state)
     if ended == loop.STOPPED:
         log.info("stopped by a signal; a checkpoint is written (exit code %d: run again)", REQUEUE)
         return REQUEUE
     return 0
+
+
+def _is_to_train(
+    state: dict[str, Any] | None, about: dict[str, Any], length: int, folder: Any, resume: bool
+) -> bool:
+    """Say whether something is left to do; refuse a folder that holds something else."""
+    from train import loop
+
+    if state is None:
+        return True
+    differing = loop.same_run(state, about)
+    if differing:
+        raise Refusal(
+            f"{folder}: holds a run that differs in {', '.join(differing)}; delete that folder, or "
+            f"choose another run folder"
+        )
+    if state["done"] and state["place"][0] >= length:
+        return False
+    if not resume:
+        raise Refusal(f"{folder}: holds a run; go on with --resume, or delete that folder")
+    return True
 
 
 def _plain(recipe: Any) -> dict[str, Any]:

@@ -30,6 +30,11 @@ class Processes:
             dist.all_reduce(values)
         return values
 
+    def wait(self) -> None:
+        """Wait until all processes are here."""
+        if self.world > 1:
+            dist.barrier()
+
 
 def device_name(device: torch.device) -> str:
     """Name what computes."""

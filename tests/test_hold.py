@@ -1,0 +1,157 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from chipgen.errors import Refusal
+from chipgen.storage import LocalFolder
+from train import hold
+from train.hold import Hold
+
+KEEP = """
+import sys, time
+from chipgen.storage import LocalFolder
+from train import hold
+hold.BEAT = 0.05
+with hold.Hold(LocalFolder(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(hold, "BEAT", 0.05)
+    monkeypatch.setattr(hold, "SILENCE", 0.5)
+    return LocalFolder(tmp_path)
+
+
+def lock(folder):
+    return folder.path / hold.LOCK
+
+
+def holder(folder):
+    """A process that holds the folder."""
+    child = subprocess.Popen([sys.executable, "-c", KEEP, str(folder)], stdout=subprocess.PIPE,
+                             stderr=subprocess.PIPE, text=True)  # fmt: skip
+    assert child.stdout.readline() == "held\n"
+    return child
+
+
+def written_by(folder, **changes):
+    """Leave a lock as another process would have written it."""
+    with Hold(folder):
+        left = json.loads(lock(folder).read_bytes())
+    lock(folder).write_text(json.dumps({**left, "token": "other", **changes}))
+
+
+def test_a_folder_is_let_go_at_the_end_and_after_an_error(folder):
+    with Hold(folder):
+        assert json.loads(lock(folder).read_bytes())["pid"] == os.getpid()
+    with pytest.raises(RuntimeError), Hold(folder):
+        raise RuntimeError
+    assert folder.names() == []
+    with Hold(folder):
+        pass
+
+
+def test_a_second_run_is_refused_with_the_holder_and_a_killed_ones_lock_is_not_in_the_way(folder):
+    child = holder(folder)
+    with pytest.raises(Refusal, match=rf"pid {child.pid} on {os.uname().nodename}"), Hold(folder):
+        pass
+    child.send_signal(signal.SIGSTOP)  # silent, but alive
+    time.sleep(2 * hold.SILENCE)
+    with pytest.raises(Refusal, match="in use"), Hold(folder):
+        pass
+    child.kill()
+    while hold._born(child.pid):  # also while nobody has asked for its exit code
+        time.sleep(0.01)
+    with Hold(folder):
+        assert json.loads(lock(folder).read_bytes())["pid"] == os.getpid()
+    child.communicate()
+    assert folder.names() == []
+
+
+def test_a_number_that_another_process_has_now_is_no_holder(folder):
+    written_by(folder, born="1")
+    with Hold(folder):
+        pass
+
+
+def test_of_another_machine_only_a_holder_that_writes_is_alive(folder):
+    written_by(folder, machine="elsewhere", host="node7", pid=1)
+    begin = time.monotonic()
+    with Hold(folder):
+        assert time.monotonic() - begin >= hold.SILENCE
+    written_by(folder, machine="elsewhere", host="node7", pid=1)
+
+    def beat():
+        for n in range(60):
+            left = json.loads(lock(folder).read_bytes())
+            folder.write(hold.LOCK, json.dumps({**left, "beat": n}).encode())
+            time.sleep(0.02)
+
+    other = threading.Thread(target=beat)
+    other.start()
+    with pytest.raises(Refusal, match="pid 1 on node7"), Hold(folder):
+        pass
+    other.join()
+
+
+def test_a_damaged_lock_is_in_the_way_only_for_a_while(folder):
+    lock(folder).write_bytes(b"\0\0")
+    with Hold(folder):
+        pass
+    assert folder.names() == []
+
+
+def test_a_run_whose_folder_went_to_another_while_it_slept_ends_at_once(folder):
+    child = holder(folder)
+    child.send_signal(signal.SIGSTOP)
+    lock(folder).unlink()
+    with Hold(folder):
+        child.send_signal(signal.SIGCONT)
+        assert child.wait(10) == 1
+        assert "lost to another run" in child.stderr.read()
+        assert json.loads(lock(folder).read_bytes())["pid"] == os.getpid()
+    child.communicate()
+
+
+def test_of_many_that_find_a_dead_holder_one_gets_the_folder(folder):
+    written_by(folder, born="1")
+    got, refused = [], []
+    inside, start = threading.Lock(), threading.Barrier(8)
+
+    def take():
+        start.wait()
+        try:
+            with Hold(folder):
+                assert inside.acquire(blocking=False)
+                got.append(1)
+                time.sleep(0.02)
+                inside.release()
+        except Refusal:
+            refused.append(1)
+
+    threads = [threading.Thread(target=take) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert got
+    assert len(got) + len(refused) == 8
+    assert folder.names() == []
+
+
+def test_a_folder_that_nobody_can_write_needs_no_lock(folder, monkeypatch):
+    def read_only(*_args, **_more):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(hold.os, "open", read_only)
+    with Hold(folder):
+        pass
