@@ -13,7 +13,7 @@ from infer import measure
 from infer.detector import Detector
 from infer.settings import InferSettings
 from train import checkpoint
-from train.journal import LOG
+from train.journal import LOG, entries
 
 PAUSE = 5.0  # s between two looks
 log = logging.getLogger("infer")
@@ -63,11 +63,7 @@ def follow(
 
 def evaluated(folder: LocalFolder) -> set[int]:
     """List the steps that the log has figures of."""
-    if not folder.exists(LOG):
-        return set()
-    entries = [msgspec.json.decode(x) for x in folder.read(LOG).splitlines(keepends=True)
-               if x.endswith(b"\n")]  # fmt: skip
-    return {entry["step"] for entry in entries if "style" in entry}
+    return {entry["step"] for _, entry in entries(folder) if "style" in entry}
 
 
 def append(folder: LocalFolder, entry: dict) -> None:

@@ -1,6 +1,8 @@
 """What a run says while it goes: a bar, a log of JSON lines, TensorBoard."""
 
+import contextlib
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -9,12 +11,6 @@ from tqdm import tqdm
 from chipgen.storage import LocalFolder
 
 LOG = "log.jsonl"
-
-
-class Entry(msgspec.Struct):
-    """What any entry holds."""
-
-    step: int
 
 
 class Journal:
@@ -54,16 +50,20 @@ class Journal:
                 self._writer.add_scalar(name, value, entry["step"])
 
 
+def entries(folder: LocalFolder) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """Read the log: lines and what they say; a crash may have left unreadable ones."""
+    if not folder.exists(LOG):
+        return
+    for line in folder.read(LOG).splitlines(keepends=True):
+        with contextlib.suppress(msgspec.DecodeError):
+            entry = msgspec.json.decode(line)
+            whole = isinstance(entry, dict) and isinstance(entry.get("step"), int)
+            if whole and line.endswith(b"\n"):
+                yield line, entry
+
+
 def _forget_after(folder: LocalFolder, step: int) -> None:
-    """Drop the entries of steps that are done again, and lines that a crash has left unreadable."""
+    """Drop the entries of steps that are done again, and unreadable lines."""
     if folder.exists(LOG):
-        lines = folder.read(LOG).splitlines(keepends=True)
-        folder.write(LOG, *(line for line in lines if -1 < _step_of(line) <= step))
-
-
-def _step_of(line: bytes) -> int:
-    """Give the step of an entry, -1 where it can't be read."""
-    try:
-        return msgspec.json.decode(line, type=Entry).step if line.endswith(b"\n") else -1
-    except msgspec.DecodeError:
-        return -1
+        kept = [line for line, entry in entries(folder) if entry["step"] <= step]
+        folder.write(LOG, *kept)
