@@ -20,6 +20,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
+    status = add_command(
+        subparsers,
+        "status",
+        _command("status"),
+        "say how far the stages of a run folder are, and what comes next",
+        "python -m infer status runs/coco",
+    )
+    status.add_argument("run", help="run folder")
+
     proposals = add_command(
         subparsers,
         "proposals",

@@ -30,6 +30,7 @@ from infer.draw import draw_focus, draw_result
 from infer.evaluate import Detections
 from infer.pictures import decoded
 from infer.settings import InferSettings
+from infer.status import report
 from train.detector.settings import ModelSettings
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
@@ -48,6 +49,14 @@ def proposals(args: argparse.Namespace) -> int:
         model = load(args.recipe, {"model": ModelSettings})["model"]
         return 0 if mining.up_to_date(run, dataclasses.asdict(model)) else OUT_OF_DATE
     mining.make(run, args.part, args.finish)
+    return 0
+
+
+def status(args: argparse.Namespace) -> int:
+    """Say how far a run folder is."""
+    if not Path(args.run).is_dir():
+        raise Refusal(f"{args.run}: no such run folder")
+    print(report(LocalFolder(args.run)))
     return 0
 
 

@@ -112,7 +112,7 @@ def make(run: Folder, part: tuple[int, int] | None, finish: bool) -> None:
                     annotations = reader.annotations(*_rows(n, count), record)
                     table, rejected = proposer.table(annotations, lambda: bar.update(1))
                     about = {**made_with, b"rejected": msgspec.json.encode(rejected)}
-                    folder.write(_name(n), table_bytes(table.replace_schema_metadata(about)))
+                    folder.write(part_name(n), table_bytes(table.replace_schema_metadata(about)))
         if part is not None:
             log.info("proposals: part %d/%d is made; then: --finish", *part)
             return
@@ -238,7 +238,7 @@ def read_weights(run: Folder) -> tuple[dict[str, Any], str]:
 
 
 def _put_together(folder: Folder, parts: range, inputs: str, weights: str, pictures: int) -> None:
-    tables = [read_table(folder, _name(n)) for n in parts]
+    tables = [read_table(folder, part_name(n)) for n in parts]
     rejected: dict[str, str] = {}
     for table in tables:
         rejected |= msgspec.json.decode(table.schema.metadata[b"rejected"])
@@ -247,7 +247,7 @@ def _put_together(folder: Folder, parts: range, inputs: str, weights: str, pictu
     record = Record(inputs, weights, pictures, rejected, whole.num_rows)
     folder.write(RECORD, encode_json(record))
     for n in parts:
-        folder.remove(_name(n))
+        folder.remove(part_name(n))
     log.info(
         "proposals: %d in %d pictures, %d pictures rejected (%s)",
         whole.num_rows,
@@ -258,9 +258,9 @@ def _put_together(folder: Folder, parts: range, inputs: str, weights: str, pictu
 
 
 def _is_made(folder: Folder, n: int, made_with: dict[bytes, bytes]) -> bool:
-    if not folder.exists(_name(n)):
+    if not folder.exists(part_name(n)):
         return False
-    with open_table(folder, _name(n)) as file:
+    with open_table(folder, part_name(n)) as file:
         metadata = file.schema_arrow.metadata or {}
     return all(metadata.get(key) == value for key, value in made_with.items())
 
@@ -273,5 +273,6 @@ def _pictures_in(parts: list[int], count: int) -> int:
     return sum(last - first for first, last in (_rows(n, count) for n in parts))
 
 
-def _name(n: int) -> str:
+def part_name(n: int) -> str:
+    """Name the file of a part."""
     return f"part-{n:06d}.parquet"

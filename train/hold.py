@@ -82,14 +82,13 @@ class Hold:
         seen = _read(self.folder)
         if seen is None:
             return  # just released
-        holder = _holder(seen)
-        if holder is not None and holder.machine == self.me.machine and holder.born:
-            dead = _born(holder.pid) != holder.born
-        else:
-            whom = f"{holder.host}, pid {holder.pid}" if holder else "somebody"
+        before = _holder(seen)
+        alive = lives(before) if before else None
+        if alive is None:
+            whom = f"{before.host}, pid {before.pid}" if before else "somebody"
             log.info("%s: held by %s; does it live? (%g s)", self.folder, whom, SILENCE)
-            dead = self._stays(seen)
-        if dead:
+            alive = not self._stays(seen)
+        if not alive:
             # by another name first: of two runs that find it dead, one gets it
             aside = self.folder.path / f".{LOCK}-{self.me.token}"
             with contextlib.suppress(FileNotFoundError):
@@ -98,10 +97,10 @@ class Hold:
                     with contextlib.suppress(FileExistsError):
                         os.link(aside, self.folder.path / LOCK)
                 aside.unlink()
-        elif holder := _holder(_read(self.folder)):
+        elif now := holder(self.folder):
             raise Refusal(
-                f"{self.folder}: in use by the run with pid {holder.pid} on {holder.host}; wait "
-                f"for it, stop it, or choose another run folder"
+                f"{self.folder}: in use by the run with pid {now.pid} on {now.host}; wait for it, "
+                f"stop it, or choose another run folder"
             )
 
     def _stays(self, seen: bytes) -> bool:
@@ -132,8 +131,8 @@ class Hold:
             os._exit(1)
 
     def _is_mine(self) -> bool:
-        holder = _holder(_read(self.folder))
-        return holder is not None and holder.token == self.me.token
+        now = holder(self.folder)
+        return now is not None and now.token == self.me.token
 
 
 def _read(folder: LocalFolder) -> bytes | None:
@@ -141,6 +140,18 @@ def _read(folder: LocalFolder) -> bytes | None:
         return folder.read(LOCK)
     except FileNotFoundError:
         return None
+
+
+def holder(folder: LocalFolder) -> Holder | None:
+    """Say who holds a folder."""
+    return _holder(_read(folder))
+
+
+def lives(holder: Holder) -> bool | None:
+    """Say whether a holder lives, as its kernel says; None: it is on another machine."""
+    if holder.machine != _machine() or not holder.born:
+        return None
+    return _born(holder.pid) == holder.born
 
 
 def _holder(data: bytes | None) -> Holder | None:
