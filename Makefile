@@ -29,7 +29,7 @@ NETWORK ?= $(if $(shell command -v nvidia-smi),resnet50,small)
 GPUS ?= 1
 TRAIN := $(if $(filter-out 1,$(GPUS)),-m torch.distributed.run --standalone --nproc-per-node $(GPUS)) -m train
 
-KERNEL_TESTS := $(addprefix tests/test_,$(addsuffix .py,cover plan negatives geometry resample draws focus stack))
+KERNEL_TESTS := $(addprefix tests/test_,$(addsuffix .py,cover plan negatives geometry resample draws focus stack warp))
 
 .PHONY: help env scenes own-recipe chips train eval test lint bench-chips bench-train bench-infer claims gpu-check clean
 

@@ -24,7 +24,6 @@ from chipgen.run import Plan, PlanRecord, Recipe
 from chipgen.storage import Folder, open_folder, open_table
 
 DEFAULT_RECIPE = "sniper"
-PROPOSALS = "proposals/proposals.parquet"  # of a run folder
 SHEET = 24  # chips on a contact sheet
 log = logging.getLogger(__name__)
 
@@ -68,18 +67,18 @@ def negatives(args: argparse.Namespace) -> int:
     run = open_folder(args.run)
     record = run_folder.read_record(run)
     recipe = _recipe_of_run(args, record)
-    proposals, proposals_hash = None, "none"
+    proposals, data = None, None
     where = args.proposals
-    if where is None and run.exists(PROPOSALS) and recipe.chips.strategy == "sniper":
-        where = f"{run}/{PROPOSALS}"
+    if where is None and run.exists(run_folder.PROPOSALS) and recipe.chips.strategy == "sniper":
+        where = f"{run}/{run_folder.PROPOSALS}"
     if where:
         folder, name = _locate(where)
         try:
-            proposals_hash = hashlib.sha256(folder.read(name)).hexdigest()
+            data = folder.read(name)
         except FileNotFoundError as error:
             raise Refusal(f"proposals {where}: no such file") from error
-    text = f"{record.content} {digest(recipe.negatives)} {proposals_hash}"
-    inputs = hashlib.sha256(text.encode()).hexdigest()
+    inputs = run_folder.negative_inputs(record, recipe.negatives, data)
+    del data  # may be large
     before = run_folder.read_negative_record(run)
     if before is not None and before.inputs == inputs:
         log.info("negatives: up to date (%s)", run)

@@ -23,11 +23,12 @@ from chipgen.dataset import PICTURES, Annotations, reject_pictures
 from chipgen.errors import Refusal
 from chipgen.negatives import NegativeSettings
 from chipgen.plan import ChipSettings, has_boxes, plan
-from chipgen.recipe import build, load
+from chipgen.recipe import build, digest, load
 from chipgen.shards import ShardSettings
 from chipgen.storage import Folder, open_table, read_rows, read_table, table_bytes
 
 FORMAT = 1
+PROPOSALS = "proposals/proposals.parquet"  # where a run folder keeps those of its own
 EDGES = ("x1", "y1", "x2", "y2")
 ORDER = 1 << 21  # stream of draws: the order of pictures
 
@@ -125,6 +126,13 @@ def save_plan(
     )
     folder.write("plan.json", encode_json(record))
     return record
+
+
+def negative_inputs(record: PlanRecord, settings: NegativeSettings, proposals: bytes | None) -> str:
+    """Hash what negatives follow from; `proposals` are the bytes of their file."""
+    of_proposals = "none" if proposals is None else hashlib.sha256(proposals).hexdigest()
+    text = f"{record.content} {digest(settings)} {of_proposals}"
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def save_negatives(run: Folder, inputs: str, chips: pa.Table) -> None:

@@ -10,7 +10,8 @@ __all__ = ["Detector", "Result"]
 
 
 # oneDNN compiles each convolution for each shape of a batch and keeps 1024 of them. FocusChips come
-# in more shapes than that holds; read when the first convolution runs.
+# in more shapes than that holds. torch has no other way to say so, and asks when the first
+# convolution of the process runs, so it is said here; who has set it is not overruled.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16384")
 
 

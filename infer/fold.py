@@ -1,5 +1,7 @@
 """Normalisation worked into the convolutions before it: at inference both are linear."""
 
+import contextlib
+
 import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
@@ -12,7 +14,8 @@ def fold(network: nn.Module, canvas: torch.Tensor) -> None:
     """Fold each norm that takes what a convolution gives, in place; `canvas` is any fit input.
 
     Who feeds whom is seen from a pass over the canvas: it doesn't show in how modules are nested.
-    The norm of a deformable convolution stays.
+    As in all backbones here, each runs once, and a norm is the only one to take its convolution's
+    output. The norm of a deformable convolution stays.
     """
     outputs, pairs = [], []
 
@@ -22,16 +25,14 @@ def fold(network: nn.Module, canvas: torch.Tensor) -> None:
     def into_norm(module: nn.Module, inputs: tuple[torch.Tensor]) -> None:
         pairs.extend((conv, module) for output, conv in outputs if output is inputs[0])
 
-    hooks = []
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            hooks.append(module.register_forward_hook(from_convolution))
-        elif isinstance(module, NORMS):
-            hooks.append(module.register_forward_pre_hook(into_norm))
     with torch.no_grad():
-        network.eval()(canvas)
-        for hook in hooks:
-            hook.remove()
+        with contextlib.ExitStack() as hooks:
+            for module in network.modules():
+                if isinstance(module, nn.Conv2d):
+                    hooks.enter_context(module.register_forward_hook(from_convolution))
+                elif isinstance(module, NORMS):
+                    hooks.enter_context(module.register_forward_pre_hook(into_norm))
+            network.eval()(canvas)
         for conv, norm in pairs:
             conv.weight, conv.bias = fuse_conv_bn_weights(
                 conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps,

@@ -34,6 +34,7 @@ from train import checkpoint
 from train.detector.model import Detector as Model
 from train.loop import mixed, precision_of
 from train.nms import suppress
+from train.processes import agree_on_threads
 
 PICTURES = 256  # of a part
 LEVEL_MOST = 300  # proposals of a picture at a level
@@ -96,11 +97,11 @@ def make(run: Folder, part: tuple[int, int] | None, finish: bool) -> None:
     if up_to_date(run, model):
         return
     inputs = inputs_of(record, model)
-    made_with = {b"inputs": inputs.encode(), b"weights": weights.encode()}
+    origin = origin_of(inputs, weights)
     reader = run_folder.Reader(run)
     count = reader.pictures.metadata.num_rows
     parts = range(-(-count // PICTURES))
-    missing = [n for n in parts if not _is_made(folder, n, made_with)]
+    missing = [n for n in parts if not is_made(folder, n, origin)]
     if not finish:
         mine = [n for n in missing if part is None or n % part[1] == part[0]]
         if mine:
@@ -111,7 +112,7 @@ def make(run: Folder, part: tuple[int, int] | None, finish: bool) -> None:
                 for n in mine:
                     annotations = reader.annotations(*_rows(n, count), record)
                     table, rejected = proposer.table(annotations, lambda: bar.update(1))
-                    about = {**made_with, b"rejected": msgspec.json.encode(rejected)}
+                    about = {**origin, b"rejected": msgspec.json.encode(rejected)}
                     folder.write(part_name(n), table_bytes(table.replace_schema_metadata(about)))
         if part is not None:
             log.info("proposals: part %d/%d is made; then: --finish", *part)
@@ -141,6 +142,7 @@ class Proposer:
     """Lets a network propose in whole pictures, at all levels."""
 
     def __init__(self, model: Model, settings: InferSettings, device: torch.device | None = None):
+        agree_on_threads()
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = model.to(self.device, memory_format=torch.channels_last).eval()
         self.settings = settings
@@ -257,12 +259,18 @@ def _put_together(folder: Folder, parts: range, inputs: str, weights: str, pictu
     )
 
 
-def _is_made(folder: Folder, n: int, made_with: dict[bytes, bytes]) -> bool:
+def origin_of(inputs: str, weights: str) -> dict[bytes, bytes]:
+    """Give what a part says of what it was made from."""
+    return {b"inputs": inputs.encode(), b"weights": weights.encode()}
+
+
+def is_made(folder: Folder, n: int, origin: dict[bytes, bytes]) -> bool:
+    """Say whether a part is there, and of this origin."""
     if not folder.exists(part_name(n)):
         return False
     with open_table(folder, part_name(n)) as file:
         metadata = file.schema_arrow.metadata or {}
-    return all(metadata.get(key) == value for key, value in made_with.items())
+    return all(metadata.get(key) == value for key, value in origin.items())
 
 
 def _rows(n: int, count: int) -> tuple[int, int]:

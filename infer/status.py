@@ -1,9 +1,10 @@
 """How far the stages of a run folder are, from its files alone, on whatever machine.
 
 A training that runs holds a lock and gives signs of life; chips and proposals are known by what
-is there of them. Ages are those of files.
+is there of them. Ages are those of files by this machine's clock.
 """
 
+import contextlib
 import itertools
 import json
 import time
@@ -39,7 +40,10 @@ def report(folder: LocalFolder) -> str:
     found = list(stages(folder))
     lines = [str(folder)]
     lines += [f"  {one.name:15} {one.state:8} {one.said}".rstrip() for one in found]
-    following = next((one for one in found if one.state in ("-", "begun")), None)
+    # who has a detector needs nothing of what comes before it
+    trained = [n for n, one in enumerate(found) if one.name == "train" and one.state == "done"]
+    to_do = found[trained[0] :] if trained else found
+    following = next((one for one in to_do if one.state in ("-", "begun")), None)
     busy = [one.name for one in found if one.state == "running"]
     if busy:
         lines.append(f"running: {', '.join(busy)}")
@@ -64,11 +68,10 @@ def stages(folder: LocalFolder) -> Iterator[Stage]:
     yield _shards(folder, record, "positive")
     if mined:
         yield _training(folder, "rpn")
-        yield _proposals(folder, pictures)
-    choose = f"python -m chipgen negatives {folder}"
-    negative = run.read_negative_record(folder) is not None
-    yield Stage("negatives", "done" if negative else "-", "", choose)
-    if negative:
+        yield _proposals(folder, record, pictures)
+    negatives = _negatives(folder, record, mined)
+    yield negatives
+    if negatives.state == "done":
         yield _shards(folder, record, "negative")
     else:
         write = f"python -m chipgen write {folder} --kind negative"
@@ -99,20 +102,38 @@ def _shards(folder: LocalFolder, record: PlanRecord, kind: str) -> Stage:
     return Stage(name, "begun", f"{said}; {_age(job.folder.sub('groups'))}", remedy)
 
 
-def _proposals(folder: LocalFolder, pictures: int) -> Stage:
+def _proposals(folder: LocalFolder, record: PlanRecord, pictures: int) -> Stage:
     remedy, home = f"python -m infer proposals {folder}", folder.sub(proposals.FOLDER)
-    done = proposals.finished(folder)
+    done, inputs, weights = proposals.finished(folder), "", ""
+    with contextlib.suppress(Refusal):  # no finished RPN
+        state, weights = proposals.read_weights(folder)
+        inputs = proposals.inputs_of(record, state["recipe"]["model"])
     if done is not None:
+        if inputs and done.inputs != inputs:
+            return Stage("proposals", "begun", "out of date: of another plan or [model]", remedy)
         broken = f"; {len(done.rejected)} pictures can't be read" if done.rejected else ""
         return Stage("proposals", "done", f"{done.proposals:,}{broken}", remedy)
-    present, count = set(home.names()), -(-pictures // proposals.PICTURES)
-    missing = [n for n in range(count) if proposals.part_name(n) not in present]
+    count, origin = -(-pictures // proposals.PICTURES), proposals.origin_of(inputs, weights)
+    missing = [n for n in range(count) if not proposals.is_made(home, n, origin)]
     if len(missing) == count:
         return Stage("proposals", "-", "", remedy)
     if not missing:
         return Stage("proposals", "begun", "all parts are made", f"{remedy} --finish")
     said = f"{_parts('parts', missing, count)}; {_age(home)}"
     return Stage("proposals", "begun", said, remedy)
+
+
+def _negatives(folder: LocalFolder, record: PlanRecord, mined: bool) -> Stage:
+    remedy = f"python -m chipgen negatives {folder}"
+    negative = run.read_negative_record(folder)
+    if negative is None:
+        return Stage("negatives", "-", "", remedy)
+    if mined and folder.exists(run.PROPOSALS):
+        settings = run.recipe_of(record).negatives
+        if negative.inputs != run.negative_inputs(record, settings, folder.read(run.PROPOSALS)):
+            said = f"not of {run.PROPOSALS} and this plan"
+            return Stage("negatives", "begun", said, remedy)
+    return Stage("negatives", "done", "", remedy)
 
 
 def _training(folder: LocalFolder, name: str) -> Stage:
@@ -126,16 +147,19 @@ def _training(folder: LocalFolder, name: str) -> Stage:
         rate = f"{entry['chips_per_s']:,.0f} chips/s"
         said.append(f"step {entry['step']:,}, epoch {entry['epoch']:.1f}, loss {entry['loss']:.3f}")
         said.append(rate)
-    if saved:
-        done = checkpoint.read_record(home.sub("checkpoints"), saved[-1]).done
-        said.append(f"checkpoint {saved[-1]:,}")
+    for step in reversed(saved):
+        with contextlib.suppress(ValueError):  # a damaged one, which a run passes over as well
+            done = checkpoint.read_record(home.sub("checkpoints"), step).done
+            said.append(f"checkpoint {step:,}")
+            break
     holder = hold.holder(home)
     if holder:
         lives, age = hold.lives(holder), _seconds_since(home, hold.LOCK)
         if lives or (lives is None and age < hold.SILENCE):
             said.append(f"pid {holder.pid} on {holder.host}")
             return Stage(name, "running", ", ".join(said), remedy)
-        said.append(f"pid {holder.pid} on {holder.host} died {_ago(age)}")
+        gone = "is dead" if lives is False else f"last gave a sign of life {_ago(age)}"
+        said.append(f"pid {holder.pid} on {holder.host} {gone}")
     elif last and not done:
         said.append(f"not running, last entry {_ago(_seconds_since(home, journal.LOG))}")
     state = "done" if done else "begun" if said else "-"

@@ -24,10 +24,11 @@ LEVELS_SNIP = (
 )
 SINGLE = "[{short=400,long=667}]"
 # A whole picture or a crop of SNIP has about four times the pixels of a chip. So batches have a
-# quarter as many, and each has four times as many anchors and RoIs in its loss.
+# quarter as many, and each has four times as many anchors, candidates and RoIs.
 LARGE = (
     "labels.anchors=192",
     "labels.anchors_positive=96",
+    "model.candidates=2000",
     "model.proposals=256",
     "train.batch=4",
     "train.lr_batch=4",

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 import signal
@@ -35,12 +36,22 @@ def lock(folder):
     return folder.path / hold.LOCK
 
 
-def holder(folder):
+def until(there):
+    """Wait for what another thread does."""
+    limit = time.monotonic() + 10
+    while not there():
+        assert time.monotonic() < limit
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def child(folder):
     """A process that holds the folder."""
-    child = subprocess.Popen([sys.executable, "-c", KEEP, str(folder)], stdout=subprocess.PIPE,
-                             stderr=subprocess.PIPE, text=True)  # fmt: skip
-    assert child.stdout.readline() == "held\n"
-    return child
+    line = [sys.executable, "-c", KEEP, str(folder)]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as made:
+        assert made.stdout.readline() == "held\n"
+        yield made
+        made.kill()
 
 
 def written_by(folder, **changes):
@@ -60,8 +71,9 @@ def test_a_folder_is_let_go_at_the_end_and_after_an_error(folder):
         pass
 
 
-def test_a_second_run_is_refused_with_the_holder_and_a_killed_ones_lock_is_not_in_the_way(folder):
-    child = holder(folder)
+def test_a_second_run_is_refused_with_the_holder_and_a_killed_ones_lock_is_not_in_the_way(
+    folder, child
+):
     with pytest.raises(Refusal, match=rf"pid {child.pid} on {os.uname().nodename}"), Hold(folder):
         pass
     child.send_signal(signal.SIGSTOP)  # silent, but alive
@@ -73,7 +85,6 @@ def test_a_second_run_is_refused_with_the_holder_and_a_killed_ones_lock_is_not_i
         time.sleep(0.01)
     with Hold(folder):
         assert json.loads(lock(folder).read_bytes())["pid"] == os.getpid()
-    child.communicate()
     assert folder.names() == []
 
 
@@ -104,22 +115,48 @@ def test_of_another_machine_only_a_holder_that_writes_is_alive(folder):
 
 
 def test_a_damaged_lock_is_in_the_way_only_for_a_while(folder):
-    lock(folder).write_bytes(b"\0\0")
-    with Hold(folder):
-        pass
-    assert folder.names() == []
+    for damage in (b"\0\0", b"", b'{"host":"\xff"}'):
+        lock(folder).write_bytes(damage)
+        with Hold(folder):
+            pass
+        assert folder.names() == []
 
 
-def test_a_run_whose_folder_went_to_another_while_it_slept_ends_at_once(folder):
-    child = holder(folder)
+def test_a_run_whose_folder_went_to_another_while_it_slept_ends_at_once(folder, child):
     child.send_signal(signal.SIGSTOP)
     lock(folder).unlink()
     with Hold(folder):
         child.send_signal(signal.SIGCONT)
         assert child.wait(10) == 1
-        assert "lost to another run" in child.stderr.read()
+        assert f"now held by the run with pid {os.getpid()}" in child.stderr.read()
         assert json.loads(lock(folder).read_bytes())["pid"] == os.getpid()
-    child.communicate()
+
+
+def test_a_lock_that_somebody_deleted_comes_back_and_a_full_disk_costs_a_beat(folder, monkeypatch):
+    with Hold(folder) as held:
+        lock(folder).unlink()
+        until(lambda: lock(folder).exists() and lock(folder).read_bytes())
+
+        def full(*_):
+            failed.set()
+            raise Refusal("no space left")
+
+        failed = threading.Event()
+        with monkeypatch.context() as patch:
+            patch.setattr(held.folder, "write", full)
+            assert failed.wait(10)
+        beat = json.loads(lock(folder).read_bytes())["beat"]
+        until(lambda: json.loads(lock(folder).read_bytes())["beat"] > beat)
+    assert folder.names() == []
+
+
+def test_who_died_at_taking_over_is_not_in_the_way_either(folder):
+    written_by(folder, born="1")
+    name = hashlib.sha256(lock(folder).read_bytes()).hexdigest()[:16]
+    (folder.path / f".{hold.LOCK}-{name}").write_bytes(b"")
+    with Hold(folder):
+        assert json.loads(lock(folder).read_bytes())["pid"] == os.getpid()
+    assert folder.names() == []
 
 
 def test_of_many_that_find_a_dead_holder_one_gets_the_folder(folder):

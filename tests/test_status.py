@@ -55,10 +55,12 @@ def test_chips_are_counted_by_groups(run):
     assert f"begun    {groups} of " in stages["positive chips"]
     assert "missing 1;" in stages["positive chips"]
     assert chipgen.main(["write", str(run), "--workers", "1", "--part", "1/2"]) == 0
-    assert lines(run)[1].endswith("--kind positive --finish")
-    before = sorted(run.rglob("*"))
-    assert "all groups are written" in lines(run)[0]["positive chips"]
-    assert sorted(run.rglob("*")) == before  # looking changes nothing
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    stages, following = lines(run)
+    assert "all groups are written" in stages["positive chips"]
+    assert following.endswith("--kind positive --finish")
+    # looking changes nothing
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
     assert chipgen.main(["write", str(run), "--finish"]) == 0
     assert "done     " in lines(run)[0]["positive chips"]
 
@@ -72,6 +74,21 @@ def test_proposals_are_counted_by_parts(run):
     stages, following = lines(run)
     assert stages["proposals"].startswith("done")
     assert following == f"next: python -m chipgen negatives {run}"
+    assert chipgen.main(["negatives", str(run)]) == 0
+    assert lines(run)[0]["negatives"].strip() == "done"
+    inferring.save(run, {}, task="rpn", step=8)
+    home = run / "proposals"
+    (home / "proposals.parquet").write_bytes((home / "proposals.parquet").read_bytes() + b" ")
+    assert "not of proposals/proposals.parquet" in lines(run)[0]["negatives"]
+    record = json.loads((home / "proposals.json").read_bytes())
+    (home / "proposals.json").write_text(json.dumps({**record, "inputs": "other"}))
+    assert "out of date" in lines(run)[0]["proposals"]
+
+
+def test_parts_of_another_rpn_are_missing(run):
+    assert main(["proposals", str(run), "--part", "1/2"]) == 0
+    inferring.save(run, {}, task="rpn", step=8)
+    assert lines(run)[0]["proposals"].strip() == "-"
 
 
 def test_a_training_that_runs_failed_and_is_finished(run):
@@ -88,15 +105,20 @@ def test_a_training_that_runs_failed_and_is_finished(run):
     dead.wait()
     home.write(LOCK, json.dumps({**left, "pid": dead.pid}).encode())
     assert "begun" in lines(run)[0]["train"]
-    assert f"pid {dead.pid} on {left['host']} died" in lines(run)[0]["train"]
+    assert f"pid {dead.pid} on {left['host']} is dead" in lines(run)[0]["train"]
     home.write(LOCK, json.dumps({**left, "machine": "other", "host": "node7"}).encode())
     assert "running" in lines(run)[0]["train"]
     os.utime(run / "train" / LOCK, (1, 1))
-    assert "on node7 died" in lines(run)[0]["train"]
+    assert "begun" in lines(run)[0]["train"]
+    assert "on node7 last gave a sign of life" in lines(run)[0]["train"]
     home.remove(LOCK)
     assert "not running, last entry" in lines(run)[0]["train"]
     inferring.save(run, {})
-    assert lines(run)[0]["train"].startswith("done")
+    stages, following = lines(run)
+    assert stages["train"].startswith("done")
+    assert following.startswith("next: python -m infer eval")  # whatever was left out before
+    (run / "train" / "checkpoints" / "step-00000007.json").write_bytes(b"\0")
+    assert "begun" in lines(run)[0]["train"]
 
 
 def test_a_figure_is_told(run):

@@ -130,13 +130,19 @@ def test_a_folder_with_another_run_is_refused(material):
     assert "Traceback" not in done.stderr
 
 
-def test_a_folder_that_a_run_holds_is_refused_to_another(material, fresh):
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_folder_that_a_run_holds_is_refused_to_another(material, fresh, processes):
     with Hold(LocalFolder(fresh / "train")):
-        line = training.command(fresh, material[1])
-        done = subprocess.run(line, capture_output=True, text=True, check=False)
+        line = training.command(fresh, material[1], processes=processes)
+        done = subprocess.run(
+            line, capture_output=True, text=True, check=False, env=training.environment()
+        )
     assert done.returncode == 1
-    assert f"in use by the run with pid {os.getpid()} on {os.uname().nodename}" in done.stderr
-    assert done.stderr.count("\n") == 1
+    told = f"in use by the run with pid {os.getpid()} on {os.uname().nodename}"
+    assert done.stderr.count(told) == 1
+    assert "RuntimeError" not in done.stderr  # of processes that were left alone
+    if processes == 1:
+        assert done.stderr.count("\n") == 1
     assert not (fresh / "train" / "checkpoints").exists()
 
 
@@ -156,7 +162,14 @@ def test_a_wrong_folder_and_a_typo_are_one_line(material, tmp_path):
 
 def test_what_a_crash_left_in_the_log_and_steps_done_again_are_dropped(tmp_path):
     good = b'{"step":1,"loss":0.5}\n'
-    rest = [b"\0\0\0\n", b"[1]\n", b'{"step":"x"}\n', b'{"step":4}\n', b'{"step":2']
+    rest = [
+        b"\0\0\0\n",
+        b'{"step":1,"x":"\xff"}\n',
+        b"[1]\n",
+        b'{"step":"x"}\n',
+        b'{"step":4}\n',
+        b'{"step":2',
+    ]
     (tmp_path / "log.jsonl").write_bytes(good + b"".join(rest))
     with Journal(LocalFolder(tmp_path), step=3, batches=9, done=3):
         pass

@@ -56,8 +56,17 @@ def run(args: argparse.Namespace) -> int:
     with joined() as processes:
         if recipe.train.batch < processes.world:
             raise Refusal(f"train.batch = {recipe.train.batch}, but {processes.world} processes")
-        with Hold(folder) if processes.rank == 0 else contextlib.nullcontext():
-            processes.wait()
+        with contextlib.ExitStack() as stack:
+            refusal = None
+            if processes.rank == 0:
+                try:
+                    stack.enter_context(Hold(folder))
+                except (Refusal, OSError) as error:
+                    refusal = error
+            if processes.any(refusal is not None):  # nobody reads before the folder is held
+                if refusal:
+                    raise refusal
+                return 1
             state = checkpoint.load_last(folder.sub("checkpoints"))
             if not _is_to_train(state, about, recipe.train.length, folder, args.resume):
                 if processes.rank == 0:

@@ -6,6 +6,7 @@ machine the kernel says whether it lives; elsewhere, whether it writes. No clock
 
 import contextlib
 import errno
+import hashlib
 import logging
 import os
 import socket
@@ -45,89 +46,112 @@ class Hold:
         self.folder = folder
         pid = os.getpid()
         self.me = Holder(socket.gethostname(), pid, _machine(), _born(pid), uuid.uuid4().hex)
+        self._read_only = False
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True, name="hold")
 
     def __enter__(self) -> "Hold":
-        try:
-            while not self._created():
-                self._make_way()
-        except OSError as error:
-            if error.errno not in READ_ONLY:
-                raise
-            return self  # nobody writes here; who tries is told so
+        while not self._created():
+            if self._read_only:
+                return self  # nobody writes here, and who tries is told so
+            if self._taken_over():
+                break
         self._thread.start()
         return self
 
     def __exit__(self, *_) -> None:
         self._end.set()
-        if self._thread.is_alive():
-            self._thread.join()
+        if self._read_only:
+            return
+        self._thread.join()
+        with contextlib.suppress(OSError, Refusal):  # how the run ended is what counts
             if self._is_mine():
                 self.folder.remove(LOCK)
 
     def _created(self) -> bool:
         """Make the lock, unless there is one."""
-        self.folder.path.mkdir(parents=True, exist_ok=True)
         try:
-            file = os.open(self.folder.path / LOCK, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+            self.folder.path.mkdir(parents=True, exist_ok=True)
+            return self._made(LOCK)
+        except OSError as error:
+            self._read_only = error.errno in READ_ONLY
+            if not self._read_only:
+                raise
+            return False
+
+    def _made(self, name: str) -> bool:
+        """Make a file that names this run, unless there is one: of several runs, one does."""
+        try:
+            file = os.open(self.folder.path / name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
         except FileExistsError:
             return False
         os.write(file, msgspec.json.encode(self.me))
         os.close(file)
         return True
 
-    def _make_way(self) -> None:
-        """Remove the lock of a dead holder; refuse where it lives."""
+    def _taken_over(self) -> bool:
+        """Take a dead holder's place; refuse a living one's."""
         seen = _read(self.folder)
         if seen is None:
-            return  # just released
+            return False  # just released
         before = _holder(seen)
         alive = lives(before) if before else None
         if alive is None:
             whom = f"{before.host}, pid {before.pid}" if before else "somebody"
             log.info("%s: held by %s; does it live? (%g s)", self.folder, whom, SILENCE)
             alive = not self._stays(seen)
-        if not alive:
-            # by another name first: of two runs that find it dead, one gets it
-            aside = self.folder.path / f".{LOCK}-{self.me.token}"
-            with contextlib.suppress(FileNotFoundError):
-                (self.folder.path / LOCK).rename(aside)
-                if aside.read_bytes() != seen:  # a new holder's, not the dead one's
-                    with contextlib.suppress(FileExistsError):
-                        os.link(aside, self.folder.path / LOCK)
-                aside.unlink()
-        elif now := holder(self.folder):
-            raise Refusal(
-                f"{self.folder}: in use by the run with pid {now.pid} on {now.host}; wait for it, "
-                f"stop it, or choose another run folder"
-            )
+        if alive:
+            if now := holder(self.folder):
+                raise Refusal(
+                    f"{self.folder}: in use by the run with pid {now.pid} on {now.host}; wait for "
+                    f"it, stop it, or choose another run folder"
+                )
+            return False
+        claim = f".{LOCK}-{hashlib.sha256(seen).hexdigest()[:16]}"
+        if not self._made(claim):  # another run is at it
+            if self._stays(seen):  # and died at it
+                self.folder.remove(claim)
+            return False
+        try:
+            if _read(self.folder) != seen:
+                return False
+            self.folder.write(LOCK, msgspec.json.encode(self.me))
+            return True
+        finally:
+            self.folder.remove(claim)
 
     def _stays(self, seen: bytes) -> bool:
         """Watch whether the lock stays as it is."""
         until = time.monotonic() + SILENCE
         while time.monotonic() < until:
             time.sleep(min(BEAT, SILENCE) / 4)
-            if _read(self.folder) != seen:
-                return False
+            with contextlib.suppress(OSError):
+                if _read(self.folder) != seen:
+                    return False
         return True
 
     def _beat(self) -> None:
-        """Give signs of life; what is no longer held must not be written to any more."""
+        """Give signs of life; what another run holds must not be written to any more."""
         while not self._end.wait(BEAT):
             try:
                 if self._is_mine():
                     self.me.beat += 1
                     self.folder.write(LOCK, msgspec.json.encode(self.me))
-                    continue
-            except OSError:
-                continue  # storage that hiccups: the next beat may get through
+                elif not self._created() and (now := holder(self.folder)):
+                    self._lost_to(now)
+            except (OSError, Refusal):
+                continue  # storage that hiccups or is full: the next beat may get through
+
+    def _lost_to(self, now: Holder) -> None:
+        """End the process at once, whatever it is at."""
+        try:
             print(
-                f"train: {self.folder}: lost to another run while this one was silent; it ends "
-                f"here, and what it has not saved is lost",
+                f"train: {self.folder}: now held by the run with pid {now.pid} on {now.host}, for "
+                f"this one was silent for too long; it ends here, without a checkpoint",
                 file=sys.stderr,
                 flush=True,
             )
+        finally:
             os._exit(1)
 
     def _is_mine(self) -> bool:
@@ -148,15 +172,24 @@ def holder(folder: LocalFolder) -> Holder | None:
 
 
 def lives(holder: Holder) -> bool | None:
-    """Say whether a holder lives, as its kernel says; None: it is on another machine."""
+    """Say whether a holder lives, as its kernel says; None: this machine's can't tell."""
     if holder.machine != _machine() or not holder.born:
         return None
-    return _born(holder.pid) == holder.born
+    born = _born(holder.pid)
+    if born:
+        return born == holder.born
+    try:
+        os.kill(holder.pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's, and hidden
+        return None
+    return False  # ended, and not yet waited for
 
 
 def _holder(data: bytes | None) -> Holder | None:
     """Read a lock; None where there is none, or one that is damaged."""
-    with contextlib.suppress(msgspec.DecodeError):
+    with contextlib.suppress(ValueError):  # also of what is no UTF-8
         return msgspec.json.decode(data or b"", type=Holder)
     return None
 

@@ -55,7 +55,7 @@ def entries(folder: LocalFolder) -> Iterator[tuple[bytes, dict[str, Any]]]:
     if not folder.exists(LOG):
         return
     for line in folder.read(LOG).splitlines(keepends=True):
-        with contextlib.suppress(msgspec.DecodeError):
+        with contextlib.suppress(ValueError):  # also of what is no UTF-8
             entry = msgspec.json.decode(line)
             whole = isinstance(entry, dict) and isinstance(entry.get("step"), int)
             if whole and line.endswith(b"\n"):

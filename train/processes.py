@@ -30,10 +30,9 @@ class Processes:
             dist.all_reduce(values)
         return values
 
-    def wait(self) -> None:
-        """Wait until all processes are here."""
-        if self.world > 1:
-            dist.barrier()
+    def any(self, flag: bool) -> bool:
+        """Say whether any process says so; all wait for each other."""
+        return bool(self.sum(torch.tensor(float(flag), device=self.device)).item())
 
 
 def device_name(device: torch.device) -> str:
