@@ -93,8 +93,8 @@ bench-train: env  ## measure the trainer: loader, step, and epochs against other
 	@$(PY) scripts/bench_train.py --data data/scenes-bench --out runs/bench/train.json
 
 bench-infer: train  ## measure inference with the trained detector, and its limits
-	@$(PY) scripts/bench_infer.py "$(RUN)" --data "$(SOURCE)" --split $(SPLIT_EVAL) \
-	  --out runs/bench/infer.json
+	@$(PY) scripts/bench_infer.py "$(RUN)" --recipe "$(RECIPE)" --data "$(SOURCE)" \
+	  --split $(SPLIT_EVAL) --out runs/bench/infer.json
 
 claims: env  ## train the scenes by each strategy and three seeds (hours); goes on where it was stopped
 	@$(PY) scripts/make_scenes.py data/scenes-small --size small --workers $(WORKERS)

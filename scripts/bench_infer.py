@@ -14,9 +14,11 @@ from pathlib import Path
 
 import torch
 
+from chipgen.arguments import add_overrides
 from chipgen.errors import Refusal
 from infer import Detector, measure
 from infer.cascade import AUTOFOCUS, PYRAMID, Machine
+from infer.commands import load_detector
 from infer.network import Network, Seen
 from infer.proposals import sources_of
 from train.loop import memory_mb
@@ -47,13 +49,15 @@ def main() -> None:
     """Run all measurements."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", help="run folder or checkpoint")
+    parser.add_argument("--recipe", help="take [infer] of another recipe")
+    add_overrides(parser)
     parser.add_argument("--data", required=True, help="data set to take pictures from")
     parser.add_argument("--split", default="val", help="splits to read (default: val)")
     parser.add_argument("--pictures", type=int, default=60, help="of them (default: 60)")
     parser.add_argument("--out", type=Path, required=True, help="json file to write")
     args = parser.parse_args()
     try:
-        detector = Detector.load(args.model)
+        detector = load_detector(args)
         test = measure.open_test(args.data, args.split.split(","), args.pictures)
     except Refusal as refusal:
         raise SystemExit(f"bench_infer: {refusal}") from refusal
