@@ -69,7 +69,7 @@ def negatives(args: argparse.Namespace) -> int:
     recipe = _recipe_of_run(args, record)
     proposals, data = None, None
     where = args.proposals
-    if where is None and run.exists(run_folder.PROPOSALS) and recipe.chips.strategy == "sniper":
+    if where is None and run.exists(run_folder.PROPOSALS) and recipe.chips.mines:
         where = f"{run}/{run_folder.PROPOSALS}"
     if where:
         folder, name = _locate(where)

@@ -66,7 +66,7 @@ def mine(
     canvases = canvases_of(annotations, chips.levels)
     rows = _empty_pictures(annotations, canvases, chips)  # (C, 6)
     if proposals is not None:
-        if chips.strategy != "sniper":
+        if not chips.mines:
             raise Refusal(
                 f"negatives: strategy {chips.strategy!r} trains on whole canvases, which hold "
                 f"their background already; only 'sniper' takes proposals"

@@ -63,6 +63,11 @@ class ChipSettings:
         if self.variants > 1 and self.strategy == "whole":
             raise ValueError("strategy 'whole' has no positions to vary; set variants = 1")
 
+    @property
+    def mines(self) -> bool:
+        """Say whether the strategy mines negatives where an RPN errs."""
+        return self.strategy == "sniper"
+
 
 @dataclass(frozen=True)
 class Canvases:

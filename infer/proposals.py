@@ -80,10 +80,10 @@ def up_to_date(run: Folder, model: dict) -> bool:
 
 def takes_any(record: PlanRecord) -> bool:
     """Say whether the strategy of a plan mines negatives."""
-    strategy = record.recipe["chips"]["strategy"]
-    if strategy != "sniper":
-        log.info("proposals: strategy %r takes none", strategy)
-    return strategy == "sniper"
+    chips = run_folder.recipe_of(record).chips
+    if not chips.mines:
+        log.info("proposals: strategy %r takes none", chips.strategy)
+    return chips.mines
 
 
 def make(run: Folder, part: tuple[int, int] | None, finish: bool) -> None:

@@ -60,7 +60,7 @@ def stages(folder: LocalFolder) -> Iterator[Stage]:
     except Refusal as refusal:
         yield Stage("plan", "-", str(refusal) if folder.exists("plan/plan.json") else "", make)
         return
-    mined = record.recipe["chips"]["strategy"] == "sniper"
+    mined = run.recipe_of(record).chips.mines
     with open_table(folder.sub("plan"), "pictures.parquet") as table:
         pictures = table.metadata.num_rows
     rejects = read_table(folder.sub("plan"), "rejects.parquet", ["reason"])["reason"].to_pylist()
@@ -144,9 +144,8 @@ def _training(folder: LocalFolder, name: str) -> Stage:
     saved = checkpoint.steps(home.sub("checkpoints"))
     last = [entry for _, entry in journal.entries(home) if "loss" in entry][-1:]
     for entry in last:
-        rate = f"{entry['chips_per_s']:,.0f} chips/s"
         said.append(f"step {entry['step']:,}, epoch {entry['epoch']:.1f}, loss {entry['loss']:.3f}")
-        said.append(rate)
+        said.append(f"{entry['chips_per_s']:,.0f} chips/s")
     for step in reversed(saved):
         with contextlib.suppress(ValueError):  # a damaged one, which a run passes over as well
             done = checkpoint.read_record(home.sub("checkpoints"), step).done

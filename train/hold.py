@@ -124,7 +124,7 @@ class Hold:
         """Watch whether the lock stays as it is."""
         until = time.monotonic() + SILENCE
         while time.monotonic() < until:
-            time.sleep(min(BEAT, SILENCE) / 4)
+            time.sleep(min(BEAT, SILENCE) / 4)  # shared file systems don't tell of changes
             with contextlib.suppress(OSError):
                 if _read(self.folder) != seen:
                     return False
