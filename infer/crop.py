@@ -102,6 +102,7 @@ def _drawn(
         labels=torch.zeros((b, 0), dtype=torch.int64, device=device),
         valid=torch.zeros((b, 0), dtype=torch.bool, device=device),
         crowd=torch.zeros((b, 0), dtype=torch.bool, device=device),
+        cut=torch.zeros((b, 0), dtype=torch.bool, device=device),
         ranges=torch.zeros((b, 2), device=device),
         draws=torch.zeros((b, 5), device=device),
         sizes=sizes,

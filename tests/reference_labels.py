@@ -25,6 +25,7 @@ class Box(NamedTuple):
     label: int
     valid: bool
     crowd: bool
+    cut: bool = False
 
 
 class Verdict(NamedTuple):
@@ -146,8 +147,8 @@ def focus_labels(boxes, rows, columns, stride):
             judge, size = Judge(), math.sqrt(area(box.place))
             over_low, over_ignored = judge.over(size, 5), judge.over(size, 90)
             reaches_high = judge.reaches(size, 64)
-            small = over_low and not reaches_high and not box.crowd
-            unsure = not over_low or (reaches_high and not over_ignored) or box.crowd
+            small = over_low and not reaches_high and not box.crowd and not box.cut
+            unsure = not small and (not over_ignored or box.crowd)
             kinds.append((box.place, small, unsure, judge.doubt))
     labels = [[(0, False)] * columns for _ in range(rows)]
     for r in range(rows):
@@ -211,7 +212,9 @@ def random_boxes(rng, count, size, anchors):
             places.append(place)
             crowd = rng.random() < 0.12
             valid = rng.random() < 0.6
-            boxes.append(Box(tuple(place.tolist()), int(rng.integers(5)), valid, crowd))
+            cut = not valid and rng.random() < 0.5
+            label = int(rng.integers(5))
+            boxes.append(Box(tuple(place.tolist()), label, valid, crowd, cut))
     return boxes
 
 

@@ -45,6 +45,7 @@ def batch(count: int = 3, side: int = 96) -> tuple[torch.Tensor, Targets]:
         labels=labels,
         valid=torch.rand(count, 5, generator=generator) < 0.7,
         crowd=torch.zeros(count, 5, dtype=torch.bool),
+        cut=torch.zeros(count, 5, dtype=torch.bool),
         ranges=torch.tensor([0.0, torch.inf]).expand(count, 1, 2),
         content=torch.full((count, 2), float(side)),
         draws=torch.rand(count, generator=generator),

@@ -41,11 +41,11 @@ class Case:
         # padding holds what would count much if anyone looked at it
         boxes = np.tile(np.array([0, 0, *SIZE], np.float32), (count, padded, 1))
         labels = np.full((count, padded), -1)
-        valid, crowd = rng.random((2, count, padded)) < 0.5
+        valid, crowd, cut = rng.random((3, count, padded)) < 0.5
         for i, of_canvas in enumerate(self.boxes):
             for g, box in enumerate(of_canvas):
-                boxes[i, g], labels[i, g], valid[i, g], crowd[i, g] = box
-        self.targets = targets(boxes, labels, valid, crowd, ranges, self.cell)
+                boxes[i, g], labels[i, g], valid[i, g], crowd[i, g], cut[i, g] = box
+        self.targets = targets(boxes, labels, valid, crowd, cut, ranges, self.cell)
         rois = [reference.random_rois(rng, 20, SIZE, one, GRID.numpy()) for one in self.boxes]
         self.rois = torch.from_numpy(np.stack(rois))
         self.there = torch.from_numpy(rng.random((count, 20)) < 0.9)
@@ -53,17 +53,18 @@ class Case:
     def alone(self, i):
         """The targets of one canvas, without padding unless it has no box."""
         part, count = self.targets.part(i, i + 1), max(len(self.boxes[i]), 1)
-        padded = ("boxes", "labels", "valid", "crowd")
+        padded = ("boxes", "labels", "valid", "crowd", "cut")
         return dataclasses.replace(part, **{k: getattr(part, k)[:, :count] for k in padded})
 
 
-def targets(boxes, labels, valid, crowd, ranges, cell=SIZE[::-1]):
+def targets(boxes, labels, valid, crowd, cut, ranges, cell=SIZE[::-1]):
     count = len(boxes)
     return Targets(
         boxes=torch.as_tensor(np.asarray(boxes, np.float32)),
         labels=torch.as_tensor(np.asarray(labels, np.int64)),
         valid=torch.as_tensor(np.asarray(valid, bool)),
         crowd=torch.as_tensor(np.asarray(crowd, bool)),
+        cut=torch.as_tensor(np.asarray(cut, bool)),
         ranges=torch.as_tensor(np.asarray(ranges, np.float32)),
         content=torch.tensor([SIZE], dtype=torch.float32).repeat(count, 1),
         draws=torch.zeros(count),
@@ -71,10 +72,11 @@ def targets(boxes, labels, valid, crowd, ranges, cell=SIZE[::-1]):
     )
 
 
-def of_one(boxes, valid=True, crowd=False, ranges=(0, math.inf)):
+def of_one(boxes, valid=True, crowd=False, cut=False, ranges=(0, math.inf)):
     """Targets of one canvas whose boxes are all alike."""
     count = len(boxes)
-    return targets([boxes], [range(count)], [[valid] * count], [[crowd] * count], [[ranges]])
+    flags = ([[flag] * count] for flag in (valid, crowd, cut))
+    return targets([boxes], [range(count)], *flags, [[ranges]])
 
 
 def all_labels(of, rois, there):
@@ -164,6 +166,14 @@ def test_focus_ranges_end_where_the_paper_says(low, high, of_touched, shape):
         right, bottom = math.ceil((8 + width) / 16), math.ceil((8 + height) / 16)
         assert (found[:bottom, :right] == expected).all()
         assert found.count_nonzero() == right * bottom * abs(expected)
+
+
+@pytest.mark.parametrize(("size", "expected"), [(10, -1), (63, -1), (80, -1), (91, 0)])
+def test_what_the_chip_has_cut_is_no_focus_pixel_unless_known_to_be_large(size, expected):
+    found = assign.focus_labels(of_one([[0, 0, size, size]], cut=True), 16, 16, 16, SETTINGS)[0]
+    cells = math.ceil(size / 16)
+    assert (found[:cells, :cells] == expected).all()
+    assert found.count_nonzero() == cells**2 * abs(expected)
 
 
 def test_a_range_holds_its_low_end_and_not_its_high_one():

@@ -24,6 +24,7 @@ from train.stream import ChipReader, Loaded, Stream
 # said where there are fewer cores than workers, which changes nothing here
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
 SEED, BATCH = 3, 7
+BOX_COLUMNS = ("boxes", "labels", "valid", "crowd", "cut")
 server = test_s3.bucket  # a fixture
 
 
@@ -82,7 +83,7 @@ def chips_of(index: Index, batch: Loaded) -> list[tuple]:
         width, height = (int(side) for side in tensors.stored[i])
         real = tensors.labels[i] >= 0
         pixels = tensors.pixels[i, :height, :width].numpy().tobytes()
-        of_boxes = [getattr(tensors, n)[i, real] for n in ("boxes", "labels", "valid", "crowd")]
+        of_boxes = [getattr(tensors, n)[i, real] for n in BOX_COLUMNS]
         names = ("stored", "scale", "offset", "window", "ranges", "draws")
         small = [getattr(tensors, name)[i] for name in names]
         told = tuple(str(one.tolist()) for one in of_boxes + small)
@@ -186,8 +187,18 @@ def test_batches_larger_than_what_was_set_aside_for_them_are_whole(index, monkey
     assert global_batches(index, workers=1, batch=1, holds=2) == expected
 
 
+def is_cut(chip, g):
+    """Say whether a box of a chip goes on beyond it: nothing does beyond the picture."""
+    (x, y, width, height), (x1, y1, x2, y2) = chip.window, chip.boxes[g]
+    before = (x1 == 0 and x > 0) or (y1 == 0 and y > 0)
+    after = (x2 == width and x + width != chip.canvas_size[0]) or (
+        y2 == height and y + height != chip.canvas_size[1]
+    )
+    return (before or after) and not chip.valid[g]
+
+
 def test_pixels_and_boxes_are_those_of_the_sample(index, expected):
-    seen = 0
+    seen = cut = 0
     for part in loaded(index, workers=1, epochs=2):
         batch = part.batch()
         assert batch.pixels.dtype == torch.uint8
@@ -210,8 +221,11 @@ def test_pixels_and_boxes_are_those_of_the_sample(index, expected):
             assert batch.labels[i, :n].tolist() == chip.labels
             assert batch.valid[i, :n].tolist() == chip.valid
             assert batch.crowd[i, :n].tolist() == chip.crowd
+            assert batch.cut[i, :n].tolist() == [is_cut(chip, g) for g in range(n)]
+            cut += int(batch.cut[i].sum())
             seen += 1
     assert seen > 60
+    assert cut > 20
     ends = [chip.valid_range[1] for _, chip in expected.values()]
     assert None in ends
     assert any(ends)
@@ -226,7 +240,7 @@ def test_boxes_are_padded_to_a_multiple_with_no_label(index, expected):
         assert batch.boxes.shape == (BATCH, room, 4)
         for i, n in enumerate(counts):
             assert (batch.labels[i, n:] == -1).all()
-            assert not (batch.valid[i, n:] | batch.crowd[i, n:]).any()
+            assert not (batch.valid[i, n:] | batch.crowd[i, n:] | batch.cut[i, n:]).any()
             assert not batch.boxes[i, n:].any()
         padded.add(room)
     assert len(padded) > 1

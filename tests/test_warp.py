@@ -67,6 +67,7 @@ def batch_of(chips, padded=4):
         labels=torch.from_numpy(labels),
         valid=torch.from_numpy(labels % 2 == 0),
         crowd=torch.from_numpy(labels % 5 == 0),
+        cut=torch.from_numpy(labels % 3 == 0),
         ranges=column([chip.range for chip in chips]),
         draws=column([chip.draws for chip in chips]),
         sizes=tuple(chip.pixels.shape[1::-1] for chip in chips),
@@ -252,7 +253,8 @@ def test_boxes_that_become_tiny_are_dropped_and_the_others_keep_what_they_are(fo
     _, targets = form(batches, (64, 64), PLAIN, 100, torch.float32)
     of_two = batches[0].labels.clone()
     of_two[:, 1] = -1  # 99.5 px of area; the first and the third have 100
-    for name, one in (("labels", of_two), ("valid", batches[0].valid), ("crowd", batches[0].crowd)):
+    flags = ((name, getattr(batches[0], name)) for name in ("valid", "crowd", "cut"))
+    for name, one in (("labels", of_two), *flags):
         expected = one.repeat(1, 4) if form is collage else one.repeat(4, 1)
         assert torch.equal(getattr(targets, name), expected)
 

@@ -112,14 +112,16 @@ def in_range(boxes: torch.Tensor, targets: Targets) -> torch.Tensor:
 def focus_labels(
     targets: Targets, rows: int, columns: int, stride: int, settings: LabelSettings
 ) -> torch.Tensor:
-    """Label the stride x stride cells of canvases: (b, rows, columns)."""
+    """Label the stride x stride cells of canvases: (b, rows, columns).
+
+    What the chip's border has cut may be a sliver of something large: its cells are ignored, unless
+    already the part in the chip is too large. Learned as small, slivers make false FocusPixels.
+    """
     size = sizes(targets.boxes)
     there = targets.labels >= 0
-    small = there & ~targets.crowd & (settings.focus_low < size) & (size < settings.focus_high)
-    unsure = (size <= settings.focus_low) | (
-        (settings.focus_high <= size) & (size <= settings.focus_ignore)
-    )
-    unsure = there & (unsure | targets.crowd)
+    whole = there & ~targets.crowd & ~targets.cut
+    small = whole & (settings.focus_low < size) & (size < settings.focus_high)
+    unsure = there & (targets.crowd | (size <= settings.focus_ignore))
     across = _touches(
         targets.boxes[..., 0], targets.boxes[..., 2], columns, stride
     )  # (b, G, columns)

@@ -29,6 +29,7 @@ DRAWN = 5  # numbers a chip: flip, brightness, contrast, colour, choice of ancho
 TRIES = 16  # samples that are tried in place of a broken one
 ALIKE = 1.3  # of the pixels of some chips, with padding: not worth taking them apart
 AHEAD = 3  # batches that a worker makes before they are asked for
+CUT = 0.01  # px: a box that ends so near to a chip's border goes on beyond it
 MARGIN = 4  # px that a stored chip may be larger than its canvas
 MAX_PIXELS = 1 << 26  # of a stored chip
 
@@ -47,6 +48,7 @@ class Batch:
     labels: torch.Tensor  # (b, G) int64; -1: padding
     valid: torch.Tensor  # (b, G) bool
     crowd: torch.Tensor  # (b, G) bool
+    cut: torch.Tensor  # (b, G) bool: the chip's border, not the picture's, has cut it
     ranges: torch.Tensor  # (b, 2) valid range in chip px
     draws: torch.Tensor  # (b, DRAWN) in [0, 1)
     sizes: tuple[tuple[int, int], ...]  # what `stored` says, for the host to know without asking
@@ -314,11 +316,23 @@ def _boxes(chips: list[Chip]) -> dict[str, np.ndarray]:
     b, padded = len(chips), max(-(-most // BOXES), 1) * BOXES
     boxes = np.zeros((b, padded, 4), np.float32)
     labels = np.full((b, padded), -1, np.int64)
-    valid, crowd = np.zeros((2, b, padded), bool)
+    valid, crowd, cut = np.zeros((3, b, padded), bool)
     for i, chip in enumerate(chips):
         count = len(chip.boxes)
         if count:
             boxes[i, :count] = chip.boxes
             labels[i, :count], valid[i, :count] = chip.labels, chip.valid
             crowd[i, :count] = chip.crowd
-    return {"boxes": boxes, "labels": labels, "valid": valid, "crowd": crowd}
+            cut[i, :count] = ~valid[i, :count] & _at_inner_border(boxes[i, :count], chip)
+    return {"boxes": boxes, "labels": labels, "valid": valid, "crowd": crowd, "cut": cut}
+
+
+def _at_inner_border(boxes: np.ndarray, chip: Chip) -> np.ndarray:
+    """Say which boxes (n, 4) of a chip reach a border of it that is not the picture's."""
+    x, y, width, height = chip.window
+    inner = np.array(
+        [x > 0, y > 0, x + width < chip.canvas_size[0], y + height < chip.canvas_size[1]]
+    )
+    outward = np.array([-1, -1, 1, 1])
+    edges = np.array([0, 0, width, height])
+    return (inner & ((boxes - edges) * outward > -CUT)).any(1)

@@ -49,6 +49,7 @@ class Targets:
     labels: torch.Tensor  # (b, G) int64; -1: no box
     valid: torch.Tensor  # (b, G) bool
     crowd: torch.Tensor  # (b, G) bool
+    cut: torch.Tensor  # (b, G) bool: there is more of it beyond the chip
     ranges: torch.Tensor  # (b, k, 2) valid range of each chip of the canvas, row by row
     content: torch.Tensor  # (b, 2) width and height that hold pixels
     draws: torch.Tensor  # (b,) in [0, 1): for the choice of anchors
@@ -150,6 +151,7 @@ def _joined(targets: list[Targets], axis: int, smallest: float) -> Targets:
         labels=torch.where(areas(boxes) < smallest, -1, together("labels")),
         valid=together("valid"),
         crowd=together("crowd"),
+        cut=together("cut"),
         ranges=together("ranges"),
         content=torch.cat([t.content for t in targets]),
         draws=torch.cat([t.draws for t in targets]),
@@ -179,6 +181,7 @@ def _draw(batch: Batch, canvases: torch.Tensor, settings: AugmentSettings, zoom:
         labels=batch.labels,
         valid=batch.valid,
         crowd=batch.crowd,
+        cut=batch.cut,
         ranges=batch.ranges[:, None] * zoom,
         content=content,
         draws=batch.draws[:, 4],
@@ -308,4 +311,5 @@ def _padded(targets: Targets, most: int) -> Targets:
         labels=pad(targets.labels, (0, more), value=-1),
         valid=pad(targets.valid, (0, more)),
         crowd=pad(targets.crowd, (0, more)),
+        cut=pad(targets.cut, (0, more)),
     )
