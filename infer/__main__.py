@@ -86,6 +86,12 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--pictures", type=positive, help="only so many, spread over the set")
     evaluate.add_argument("--out", type=Path, help="json file (default: RUN/eval.json)")
     evaluate.add_argument(
+        "--part", type=part, metavar="I/N", help="look at only part I (from 0) of N; then --finish"
+    )
+    evaluate.add_argument(
+        "--finish", action="store_true", help="check that all parts are there; give the figures"
+    )
+    evaluate.add_argument(
         "--follow", action="store_true", help="evaluate each checkpoint of a training as it appears"
     )
 

@@ -21,7 +21,7 @@ from chipgen.recipe import build, digest, load, override
 from chipgen.run import encode_json
 from chipgen.show import png
 from chipgen.storage import LocalFolder, open_folder, table_bytes
-from infer import follow, measure
+from infer import follow, measure, parts
 from infer import proposals as mining
 from infer import tune as tuning
 from infer.cascade import AUTOFOCUS, PYRAMID
@@ -218,9 +218,19 @@ def evaluate(args: argparse.Namespace) -> int:
             print(measure.table_of(before))
             return 0
     test = open_for(detector, args)
-    found = measure.compare(detector, test, modes)
+    folder = LocalFolder(out.parent).sub(parts.FOLDER)
+    if args.part and not args.finish:
+        parts.make(folder, inputs, detector, test, modes, args.part)
+        return 0
+    if args.finish:
+        looked = parts.put_together(folder, inputs, test)
+        found = measure.figures(test, looked, detector.settings)
+    else:
+        found = measure.compare(detector, test, modes)
     result = {"inputs": inputs, "model": args.model, "data": args.data, "split": splits, **found}
     LocalFolder(out.parent).write(out.name, encode_json(result))
+    if args.finish:
+        parts.remove(folder)
     print(measure.table_of(result))
     return 0
 

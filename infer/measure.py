@@ -18,8 +18,10 @@ from infer.cascade import PYRAMID
 from infer.detector import Detector
 from infer.evaluate import Detections
 from infer.proposals import Proposer, sources_of
+from infer.settings import InferSettings
 
 WARM_UP = 4  # pictures that pass before the clock starts
+RECALL = "proposals"  # where the figures of these stand
 PROPOSALS = 300  # of a picture, of all levels together, whose recall is told
 COCO = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR")
 VOC = ("AP50", "AP70")
@@ -32,6 +34,33 @@ class Test:
     annotations: Annotations
     areas: np.ndarray  # (N,) float64, that sort objects into small, medium and large
     style: str  # "coco" or "voc"
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What was found in some pictures, and what it took."""
+
+    found: Detections
+    errors: dict[str, str]  # pictures that could not be read, and why
+    processed: list[float]  # canvas px of each level
+    whole: list[float]  # and of its whole canvases
+    pictures: int
+    seconds: float
+
+    @classmethod
+    def concatenate(cls, parts: Sequence["Looked"]) -> "Looked":
+        """Put together what was found in several parts of a data set."""
+        errors: dict[str, str] = {}
+        for part in parts:
+            errors |= part.errors
+        return cls(
+            Detections.concatenate(part.found for part in parts),
+            errors,
+            np.sum([part.processed for part in parts], axis=0).tolist(),
+            np.sum([part.whole for part in parts], axis=0).tolist(),
+            sum(part.pictures for part in parts),
+            sum(part.seconds for part in parts),
+        )
 
 
 def open_test(where: str, splits: Sequence[str], pictures: int | None = None) -> Test:
@@ -55,22 +84,33 @@ def require_classes(detector: Detector, test: Test, where: str) -> None:
 
 def compare(detector: Detector, test: Test, modes: Sequence[str | int]) -> dict[str, Any]:
     """Measure each mode; with the full pyramid also what its proposals recall."""
-    result: dict[str, Any] = {"style": test.style}
-    for mode in modes:
-        result[name_of(mode)] = measure(detector, test, mode)
-    if PYRAMID in modes:
-        result["proposals"] = recall(detector, test)
-    return result
+    return figures(test, looks(detector, test.annotations, modes), detector.settings)
 
 
 def measure(detector: Detector, test: Test, mode: str | int) -> dict[str, Any]:
-    """Run one mode over all pictures."""
-    sources = list(sources_of(test.annotations))
-    for _ in detector(sources[:WARM_UP], mode):
+    """Measure one mode."""
+    return _of_mode(test, look(detector, test.annotations, mode), detector.settings)
+
+
+def looks(
+    detector: Detector, annotations: Annotations, modes: Sequence[str | int], warm_up: bool = True
+) -> dict[str, Looked]:
+    """Look at pictures in each mode; with the full pyramid also for proposals, under that name."""
+    found = {name_of(mode): look(detector, annotations, mode, warm_up) for mode in modes}
+    if PYRAMID in modes:
+        found[RECALL] = propose(detector, annotations)
+    return found
+
+
+def look(
+    detector: Detector, annotations: Annotations, mode: str | int, warm_up: bool = True
+) -> Looked:
+    """Run one mode over pictures."""
+    sources = list(sources_of(annotations))
+    for _ in detector(sources[: WARM_UP * warm_up], mode):
         pass
     found, errors = [], {}
-    levels = detector.settings.levels
-    processed, whole = np.zeros((2, len(levels)))
+    processed, whole = np.zeros((2, len(detector.settings.levels)))
     start = time.perf_counter()
     for result in tqdm(
         detector(sources, mode), total=len(sources), unit=" pictures", desc=name_of(mode)
@@ -83,18 +123,54 @@ def measure(detector: Detector, test: Test, mode: str | int) -> dict[str, Any]:
             processed[level] += pixels
             whole[level] += result.canvases[level]
     seconds = time.perf_counter() - start
-    seen = len(sources) - len(errors)
+    return Looked(
+        Detections.concatenate(found), errors, processed.tolist(), whole.tolist(), len(sources),
+        seconds,
+    )  # fmt: skip
+
+
+def propose(detector: Detector, annotations: Annotations) -> Looked:
+    """Take the first network's proposals over the whole pyramid."""
+    everything = dataclasses.replace(detector.settings, proposals=PROPOSALS, density=math.inf)
+    proposer = Proposer(detector.models[0], everything, detector.device)
+    start = time.perf_counter()
+    with tqdm(total=len(annotations.picture_ids), unit=" pictures", desc=RECALL) as bar:
+        table, errors = proposer.table(annotations, bar.update)
+    boxes = np.stack([table[name].to_numpy() for name in ("x1", "y1", "x2", "y2")], axis=1)
+    ids, scores = table["picture_id"].to_numpy(), table["score"].to_numpy()
+    found = Detections(ids, boxes, scores, np.zeros(len(ids), np.int32))
+    return Looked(found, errors, [], [], bar.n, time.perf_counter() - start)
+
+
+def figures(test: Test, looked: dict[str, Looked], settings: InferSettings) -> dict[str, Any]:
+    """Turn what was found in all pictures of a data set into the figures of each mode."""
+    result: dict[str, Any] = {"style": test.style}
+    for name, one in looked.items():
+        if name == RECALL:
+            result[name] = evaluate.proposal_recall(
+                test.annotations, test.areas, one.found, PROPOSALS
+            )
+        else:
+            result[name] = _of_mode(test, one, settings)
+    return result
+
+
+def _of_mode(test: Test, looked: Looked, settings: InferSettings) -> dict[str, Any]:
+    seen = looked.pictures - len(looked.errors)
     if not seen:
-        why = next(iter(errors.values()), "the split is empty")
-        raise Refusal(f"none of {len(sources)} pictures could be read: {why}")
+        why = next(iter(looked.errors.values()), "the split is empty")
+        raise Refusal(f"none of {looked.pictures} pictures could be read: {why}")
+    processed, whole = np.array(looked.processed), np.array(looked.whole)
     shares = np.divide(processed, whole, out=np.zeros_like(whole), where=whole > 0)
     return {
-        **precision(test, Detections.concatenate(found), detector.settings.detections),
+        **precision(test, looked.found, settings.detections),
         "pixels": float(np.sqrt(processed.sum() / seen)),
-        "pictures_per_s": seen / seconds,
-        "shares": {str(level): float(shares[n]) for n, level in enumerate(levels) if whole[n]},
+        "pictures_per_s": seen / looked.seconds,
+        "shares": {
+            str(level): float(shares[n]) for n, level in enumerate(settings.levels) if whole[n]
+        },
         "pictures": seen,
-        "broken": errors,
+        "broken": looked.errors,
     }
 
 
@@ -103,19 +179,6 @@ def precision(test: Test, found: Detections, most: int) -> dict[str, Any]:
     if test.style == "voc":
         return evaluate.voc_figures(test.annotations, found)
     return evaluate.coco_figures(test.annotations, test.areas, found, most)
-
-
-def recall(detector: Detector, test: Test) -> dict[str, float | None]:
-    """Measure the recall of the first network's proposals over the whole pyramid."""
-    everything = dataclasses.replace(detector.settings, proposals=PROPOSALS, density=math.inf)
-    proposer = Proposer(detector.models[0], everything, detector.device)
-    bar = tqdm(total=len(test.annotations.picture_ids), unit=" pictures", desc="proposals")
-    with bar:
-        table, _ = proposer.table(test.annotations, bar.update)
-    boxes = np.stack([table[name].to_numpy() for name in ("x1", "y1", "x2", "y2")], axis=1)
-    ids, scores = table["picture_id"].to_numpy(), table["score"].to_numpy()
-    proposals = Detections(ids, boxes, scores, np.zeros(len(ids), np.int32))
-    return evaluate.proposal_recall(test.annotations, test.areas, proposals, PROPOSALS)
 
 
 def name_of(mode: str | int) -> str:
@@ -138,8 +201,8 @@ def table_of(result: dict[str, Any]) -> str:
         lines.append(f"{name:12}{values}{speed}  {shares}")
         if row["broken"]:
             lines.append(f"{'':12}{len(row['broken'])} pictures could not be read")
-    if "proposals" in result:
-        recalls = ", ".join(f"{k} {_cell(v).strip()}" for k, v in result["proposals"].items())
+    if RECALL in result:
+        recalls = ", ".join(f"{k} {_cell(v).strip()}" for k, v in result[RECALL].items())
         lines.append(f"proposals   {recalls} (best {PROPOSALS} of a picture)")
     first = next(iter(modes.values()))
     if len(first.get("per_class", {})) > 1:

@@ -17,7 +17,7 @@ from chipgen import pipeline, run, shards
 from chipgen.errors import Refusal
 from chipgen.run import PlanRecord
 from chipgen.storage import LocalFolder, open_table, read_table
-from infer import proposals
+from infer import parts, proposals
 from train import checkpoint, hold, journal
 
 State = Literal["done", "running", "begun", "-"]
@@ -167,6 +167,13 @@ def _training(folder: LocalFolder, name: str) -> Stage:
 
 def _figures(folder: LocalFolder) -> Stage:
     remedy = f"python -m infer eval {folder} --data DATA"
+    home = folder.sub(parts.FOLDER)
+    if found := parts.begun(home):
+        missing, count = found
+        said = (
+            f"{_parts('parts', missing, count)}; {_age(home)}" if missing else "all parts are made"
+        )
+        return Stage("eval", "begun", said, remedy if missing else f"{remedy} --finish")
     if not folder.exists("eval.json"):
         return Stage("eval", "-", "", remedy)
     found = json.loads(folder.read("eval.json"))

@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from chipgen.errors import Refusal
-from infer import Detector, measure
+from chipgen.storage import LocalFolder
+from infer import Detector, measure, parts
 from infer.__main__ import main
 from infer.commands import LINES
 
@@ -282,6 +283,50 @@ def test_eval_compares_modes_and_is_not_repeated(run, annotated, capsys, caplog)
         assert evaluated(run, annotated) == 0
     assert "up to date" in caplog.text
     assert capsys.readouterr().out == table
+
+
+def test_eval_by_parts_gives_the_figures_of_one_machine(run, tmp_path, monkeypatch, capsys, caplog):
+    data = made_up.coco(tmp_path / "data", 7, split="val")
+    (data / "val" / "000002.jpg").write_bytes(b"\xff\xd8 broken")
+    monkeypatch.setattr("infer.parts.PICTURES", 2)
+    alone, together = tmp_path / "alone.json", tmp_path / "together" / "eval.json"
+    assert evaluated(run, data, "--out", alone) == 0
+    by_parts = run, data, "--out", together
+    assert evaluated(*by_parts, "--part", "1/3") == 0
+    assert evaluated(*by_parts, "--finish") == 1
+    assert "3 of 4 parts are missing" in capsys.readouterr().err
+    assert parts.begun(LocalFolder(tmp_path / "together/eval")) == ([0, 2, 3], 4)
+    first = (tmp_path / "together/eval/part-000001.parquet").stat()
+    for number in range(3):
+        assert evaluated(*by_parts, "--part", f"{number}/3") == 0
+    assert (tmp_path / "together/eval/part-000001.parquet").stat() == first  # not made again
+    assert evaluated(*by_parts, "--finish") == 0
+    expected, found = (json.loads(path.read_text()) for path in (alone, together))
+    for mode in ("autofocus", "pyramid", "level0", "level1", "level2", "proposals"):
+        for name, value in expected[mode].items():
+            if name != "pictures_per_s":
+                assert found[mode][name] == (
+                    pytest.approx(value, abs=0.05) if isinstance(value, float) else value
+                ), (mode, name)
+    assert not list((tmp_path / "together").glob("eval/part-*"))
+    with caplog.at_level("INFO"):
+        assert evaluated(*by_parts, "--finish") == 0
+    assert "up to date" in caplog.text
+
+
+def test_parts_of_an_evaluation_with_other_settings_or_damaged_are_made_again(
+    run, annotated, tmp_path, capsys
+):
+    arguments = run, annotated, "--out", tmp_path / "eval.json", "--mode", "0"
+    part = tmp_path / "eval/part-000000.parquet"
+    assert evaluated(*arguments, "--part", "0/1", "--set", "infer.border=3") == 0
+    assert evaluated(*arguments, "--finish") == 1
+    assert evaluated(*arguments, "--part", "0/1") == 0
+    part.write_bytes(part.read_bytes()[:-20])
+    assert evaluated(*arguments, "--finish") == 1
+    assert "1 of 1 parts are missing" in capsys.readouterr().err
+    assert evaluated(*arguments, "--part", "0/1") == 0
+    assert evaluated(*arguments, "--finish") == 0
 
 
 def test_eval_of_voc_gives_its_own_figures(tmp_path, capsys):

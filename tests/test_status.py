@@ -5,6 +5,8 @@ import subprocess
 import sys
 
 import inferring
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import training
 
@@ -124,3 +126,16 @@ def test_a_training_that_runs_failed_and_is_finished(run):
 def test_a_figure_is_told(run):
     (run / "eval.json").write_text(json.dumps({"style": "voc", "pyramid": {"AP50": 41.25}}))
     assert "pyramid AP50 41.2" in lines(run)[0]["eval"]
+
+
+def test_an_evaluation_is_counted_by_parts(run):
+    for n in (0, 2):
+        table = pa.table({"score": [0.5]}).replace_schema_metadata({b"parts": b"3"})
+        (run / "eval").mkdir(exist_ok=True)
+        pq.write_table(table, run / "eval" / f"part-{n:06d}.parquet")
+    assert "2 of 3 parts; missing 1; last 0 s ago" in lines(run)[0]["eval"]
+    pq.write_table(table, run / "eval" / "part-000001.parquet")
+    inferring.save(run, {})
+    found, following = lines(run)
+    assert "all parts are made" in found["eval"]
+    assert following == f"next: python -m infer eval {run} --data DATA --finish"

@@ -1,0 +1,137 @@
+"""Evaluation by parts, for many machines: what each has found, and all of it put together.
+
+RUN/eval/part-N.parquet, one for each PICTURES pictures in the data set's order, says what was made
+from what; `put_together` turns all of them into the figures that one machine would have given, and
+removes them. A part that is there is not made again.
+"""
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+
+from chipgen.errors import Refusal
+from chipgen.storage import Folder, open_table, read_table, table_bytes
+from infer import measure
+from infer.detector import Detector
+from infer.evaluate import Detections
+from infer.measure import Looked, Test
+
+PICTURES = 64  # of a part
+FOLDER = "eval"
+COLUMNS = ("x1", "y1", "x2", "y2")
+log = logging.getLogger("infer")
+
+
+def make(
+    folder: Folder, inputs: str, detector: Detector, test: Test, modes: Sequence[str | int],
+    part: tuple[int, int],
+) -> None:  # fmt: skip
+    """Make the missing parts n with n % N == I."""
+    count = parts_of(test)
+    mine = [n for n in missing(folder, inputs, count) if n % part[1] == part[0]]
+    for place, n in enumerate(mine):
+        rows = np.arange(n * PICTURES, min((n + 1) * PICTURES, len(test.annotations.picture_ids)))
+        annotations = test.annotations.take(rows)
+        looked = measure.looks(detector, annotations, modes, warm_up=place == 0)
+        folder.write(name_of(n), _encode(looked, inputs, count))
+    log.info("eval: part %d/%d is made; then: --finish", *part)
+
+
+def put_together(folder: Folder, inputs: str, test: Test) -> dict[str, Looked]:
+    """Give what was found in all pictures, by name of the mode; refuses where parts are missing."""
+    count = parts_of(test)
+    left = missing(folder, inputs, count)
+    if left:
+        raise Refusal(
+            f"{folder}: {len(left)} of {count} parts are missing or of another model, data set, "
+            f"setting or commit, such as {left[0]}; make them with --part I/N"
+        )
+    parts = [_decode(read_table(folder, name_of(n))) for n in range(count)]
+    return {name: Looked.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def remove(folder: Folder) -> None:
+    """Remove parts, once their figures are written."""
+    for name in folder.names():
+        if name.startswith("part-"):
+            folder.remove(name)
+
+
+def missing(folder: Folder, inputs: str, count: int) -> list[int]:
+    """List the parts that are not there, or not made from these inputs."""
+    there = set(folder.names())
+    return [n for n in range(count) if name_of(n) not in there or _inputs(folder, n) != inputs]
+
+
+def begun(folder: Folder) -> tuple[list[int], int] | None:
+    """Say which parts are missing of how many, whatever they were made from; None: all are."""
+    numbers = [int(name[5:11]) for name in folder.names() if name.startswith("part-")]
+    if not numbers:
+        return None
+    with open_table(folder, name_of(numbers[0])) as file:
+        count = int(file.schema_arrow.metadata[b"parts"])
+    return sorted(set(range(count)) - set(numbers)), count
+
+
+def parts_of(test: Test) -> int:
+    """Count the parts of a data set."""
+    return -(-len(test.annotations.picture_ids) // PICTURES)
+
+
+def name_of(n: int) -> str:
+    """Name the file of a part."""
+    return f"part-{n:06d}.parquet"
+
+
+def _inputs(folder: Folder, n: int) -> str | None:
+    try:
+        with open_table(folder, name_of(n)) as file:
+            return (file.schema_arrow.metadata or {}).get(b"inputs", b"").decode()
+    except pa.ArrowInvalid:  # damaged: to be made again
+        return None
+
+
+def _encode(looked: dict[str, Looked], inputs: str, count: int) -> bytes:
+    found = [one.found for one in looked.values()]
+    whole = Detections.concatenate(found)
+    table = pa.table(
+        {
+            "mode": np.repeat(np.arange(len(found), dtype=np.int16), [len(one) for one in found]),
+            "picture_id": whole.picture_ids,
+            **{name: whole.boxes[:, k] for k, name in enumerate(COLUMNS)},
+            "score": whole.scores,
+            "label": whole.labels,
+        }
+    )
+    about = {
+        name: {f.name: getattr(one, f.name) for f in dataclasses.fields(one) if f.name != "found"}
+        for name, one in looked.items()
+    }
+    return table_bytes(
+        table.replace_schema_metadata(
+            {
+                b"inputs": inputs.encode(),
+                b"parts": str(count).encode(),
+                b"looked": msgspec.json.encode(about),
+            }
+        )
+    )
+
+
+def _decode(table: pa.Table) -> dict[str, Looked]:
+    about = msgspec.json.decode(table.schema.metadata[b"looked"])
+    mode = table["mode"].to_numpy()
+    found = Detections(
+        table["picture_id"].to_numpy(),
+        np.stack([table[name].to_numpy() for name in COLUMNS], axis=1),
+        table["score"].to_numpy(),
+        table["label"].to_numpy(),
+    )
+    return {
+        name: Looked(found=found.take(np.flatnonzero(mode == place)), **values)
+        for place, (name, values) in enumerate(about.items())
+    }
