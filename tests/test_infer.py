@@ -319,7 +319,7 @@ def test_parts_of_an_evaluation_with_other_settings_or_damaged_are_made_again(
 ):
     arguments = run, annotated, "--out", tmp_path / "eval.json", "--mode", "0"
     part = tmp_path / "eval/part-000000.parquet"
-    assert evaluated(*arguments, "--part", "0/1", "--set", "infer.border=3") == 0
+    assert evaluated(*arguments, "--part", "0/1", "--set", "infer.border=7") == 0
     assert evaluated(*arguments, "--finish") == 1
     assert evaluated(*arguments, "--part", "0/1") == 0
     part.write_bytes(part.read_bytes()[:-20])
