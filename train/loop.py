@@ -30,6 +30,7 @@ from train.schedule import rate
 from train.settings import FREE, Recipe, TrainSettings
 from train.stream import ChipReader, Loaded, Stream
 from train.warp import Targets
+from train.watch import COMPUTING, LOADING, Watch
 
 log = logging.getLogger("train")
 
@@ -86,11 +87,14 @@ def train(
     meter = Meter(settings, processes)
     with (
         Stop() as stop,
+        Watch(processes, settings.patience) as watch,
         contextlib.closing(iter(stream)) as loaded,
         opened_journal(folder, step, order, place, settings, processes) as journal,
     ):
         batches = Taker(loaded)
+        watch.at(step, LOADING)
         while taken := batches.take(feedback.parts(step)):
+            watch.at(step, COMPUTING)
             waited = batches.waited
             epoch, number = taken[0].planned.epoch, taken[0].planned.number
             lr = rate(settings, epoch + number / order.length(epoch))
@@ -141,6 +145,7 @@ def train(
                 return STOPPED
             if step % settings.checkpoint_every == 0:
                 save()
+            watch.at(step, LOADING)
         save(done=True)
     return FINISHED
 

@@ -11,7 +11,7 @@ import numba
 import torch
 import torch.distributed as dist
 
-PATIENCE = datetime.timedelta(minutes=10)  # after which a silent process counts as lost
+PATIENCE = datetime.timedelta(minutes=30)  # for what watch.py, which knows more, does not end
 GRACE = 30  # s that a loader's worker lives on after SIGTERM
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
@@ -23,6 +23,7 @@ class Processes:
     rank: int
     world: int
     device: torch.device
+    store: dist.Store | None = None  # in which several have met
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """Add up a tensor over all processes, in place."""
@@ -66,9 +67,14 @@ def joined() -> Iterator[Processes]:
     if world == 1:
         yield Processes(0, 1, device)
         return
-    dist.init_process_group("nccl" if cuda else "gloo", timeout=PATIENCE)
+    store, rank, world = next(dist.rendezvous("env://", timeout=PATIENCE))
+    store.set_timeout(PATIENCE)
+    dist.init_process_group(
+        "nccl" if cuda else "gloo", store=dist.PrefixStore("group", store), rank=rank,
+        world_size=world, timeout=PATIENCE,
+    )  # fmt: skip
     try:
-        yield Processes(rank, world, device)
+        yield Processes(rank, world, device, store)
     finally:
         dist.destroy_process_group()
 

@@ -16,7 +16,10 @@ POLICIES = {
     "long": (18, ((11.0, 0.1), (14.0, 0.1), (17.0, 0.5))),
 }
 # what may differ between the parts of one run: none of it changes what is learned
-FREE = ("workers", "log_every", "checkpoint_every", "keep", "compile", "on_broken", "epochs")
+FREE = (
+    "workers", "log_every", "checkpoint_every", "keep", "compile", "on_broken", "patience",
+    "epochs",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class TrainSettings:
     log_every: int = 10  # steps
     checkpoint_every: int = 500  # steps
     keep: int = 3  # checkpoints
+    patience: float = 600.0  # s without progress after which a process names the culprit and ends
 
     def __post_init__(self):
         for name in (
@@ -65,8 +69,9 @@ class TrainSettings:
         for name in ("warmup", "pass_chips", "momentum", "weight_decay", "clip", "ema", "workers"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} = {getattr(self, name)} must not be negative")
-        if not self.lr > 0:
-            raise ValueError(f"lr = {self.lr} must be positive")
+        for name in ("lr", "patience"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} = {getattr(self, name)} must be positive")
         places = [epoch for epoch, _ in self.drops]
         if places != sorted(places):
             raise ValueError(f"drops = {self.drops} must be in the order of their epochs")
