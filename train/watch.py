@@ -115,15 +115,13 @@ class Watch:
         """Name another process that has failed or gives no more signs."""
         if not now and self.processes.world > 1:
             return "the process that keeps the group together, of rank 0 or its torchrun, is gone"
-        others = [rank for rank in now if rank != self.processes.rank]
-        for rank in others:
-            if now[rank].failed:
-                return (
-                    f"{now[rank].where(rank)} failed at step {now[rank].step}: {now[rank].failed}"
-                )
-        for rank in others:
-            if rank in before and now[rank].beat == before[rank].beat:
-                return f"{now[rank].where(rank)} is dead or stopped, last seen at step {now[rank].step}"
+        others = {rank: sign for rank, sign in now.items() if rank != self.processes.rank}
+        for rank, sign in others.items():
+            if sign.failed:
+                return f"{sign.where(rank)} failed at step {sign.step}: {sign.failed}"
+        for rank, sign in others.items():
+            if rank in before and sign.beat == before[rank].beat:
+                return f"{sign.where(rank)} is dead or stopped, last seen at step {sign.step}"
         return None
 
     def _behind(self, now: dict[int, Sign]) -> str:
