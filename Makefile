@@ -31,7 +31,7 @@ TRAIN := $(if $(filter-out 1,$(GPUS)),-m torch.distributed.run --standalone --np
 
 KERNEL_TESTS := $(addprefix tests/test_,$(addsuffix .py,cover plan negatives geometry resample draws focus stack warp))
 
-.PHONY: help env scenes own-recipe chips train eval test lint bench-chips bench-train bench-infer claims gpu-check clean
+.PHONY: help env scenes own-recipe chips train eval cluster test test-cluster lint bench-chips bench-train bench-infer claims gpu-check clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -75,6 +75,13 @@ eval: train  ## the main job: AutoFocus, the full pyramid and each level alone o
 test: env lint  ## run the tests
 	@$(PY) -m pytest
 	@NUMBA_BOUNDSCHECK=1 NUMBA_CACHE_DIR=.venv/numba-checked $(PY) -m pytest -q $(KERNEL_TESTS)
+
+test-cluster: env  ## run the whole pipeline on a small Slurm of its own on this machine
+	@$(PY) -m pytest -m cluster tests/test_cluster.py
+
+cluster: env $(PREPARE)  ## submit chips, training and evaluation to Slurm; CLUSTER= options of submit
+	@scripts/slurm/submit "$(RUN)" --data "$(SOURCE)" --split $(SPLIT) --split-eval $(SPLIT_EVAL) \
+	  --recipe "$(RECIPE)" $(CLUSTER)
 
 lint: env
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check .

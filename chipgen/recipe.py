@@ -23,6 +23,7 @@ SECTIONS = (
     "chips", "negatives", "shards",  # chipgen
     "model", "labels", "augment", "feedback", "train",  # train
     "infer",
+    "cluster",  # scripts/slurm
 )  # fmt: skip
 SHIPPED = Path(__file__).resolve().parent.parent / "scripts" / "recipes"
 

@@ -40,6 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     proposals.add_argument(
         "--recipe", help="with --check: whose [model] the proposals should be made with"
     )
+    add_overrides(proposals)
     proposals.add_argument(
         "--check",
         action="store_true",

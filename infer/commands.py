@@ -46,7 +46,7 @@ def proposals(args: argparse.Namespace) -> int:
     if args.check:
         if not args.recipe:
             raise Refusal("--check needs a --recipe")
-        model = load(args.recipe, {"model": ModelSettings})["model"]
+        model = load(args.recipe, {"model": ModelSettings}, args.overrides)["model"]
         return 0 if mining.up_to_date(run, dataclasses.asdict(model)) else OUT_OF_DATE
     mining.make(run, args.part, args.finish)
     return 0

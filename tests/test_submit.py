@@ -1,0 +1,112 @@
+"""What `submit` hands to Slurm, seen without one."""
+
+import os
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+HOME = Path(__file__).resolve().parent.parent
+SUBMIT = HOME / "scripts" / "slurm" / "submit"
+SBATCH = """#!/bin/sh
+echo "$FOVEA_SETUP|$FOVEA_ADDRESS|$*" >> "$CALLS"
+wc -l < "$CALLS"
+"""
+
+
+def submit(*arguments, folder=HOME, **environment):
+    """Run the script for a data set that need not be there: exit code, what it said, and where."""
+    line = [SUBMIT, "runs/x", "--data", "data", "--recipe", "scenes-small", *arguments]
+    done = subprocess.run(
+        line, capture_output=True, text=True, check=False, cwd=folder, env=os.environ | environment
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def dry(*arguments):
+    """The command lines of a chain, in words."""
+    code, out, error = submit("--dry-run", *arguments)
+    assert code == 0, error
+    return [shlex.split(line) for line in out.splitlines()]
+
+
+def test_each_job_waits_for_the_one_before():
+    lines = dry()
+    names = [line[2].removeprefix("--job-name=x-").partition("-")[2] for line in lines]
+    assert names[0] == "plan"
+    assert names[-1] == "eval-finish"
+    assert len(set(names)) == len(names) == 11
+    for before, line in zip(names, lines[1:], strict=False):
+        (waits,) = (word for word in line if word.startswith("--dependency="))
+        assert f"afterok:<{before}>" in waits
+        assert "--kill-on-invalid-dep=yes" in line
+    arrays = [name for name, line in zip(names, lines, strict=True) if "--array=0-15" in line]
+    assert arrays == ["positive", "proposals", "negative"]
+    assert "--array=0-3" in lines[-2]
+
+
+def test_settings_of_the_cluster_are_those_of_recipe_and_options():
+    sets = ("partition=gpu", "nodes=4", "gpus=8", "cpus=6", "notice=90", 'options=["--qos=low"]')
+    lines = dry(*(f"--set=cluster.{text}" for text in sets), "--set=cluster.at_once=3")
+    train, rpn = ({*lines[n]} for n in (8, 3))
+    assert {"--nodes=4", "--ntasks-per-node=8", "--gres=gpu:8", "--cpus-per-task=6"} <= train
+    assert {"--nodes=1", "--ntasks-per-node=8", "--signal=B:USR1@90"} <= rpn
+    assert all("--partition=gpu" in line and "--qos=low" in line for line in lines)
+    assert "--array=0-15%3" in lines[1]
+    assert not any("gpu:" in word for word in lines[1])  # cutting chips needs none
+    lines = dry("--set=cluster.gpus=0")
+    assert not any("gpu" in word for line in lines for word in line[:-1] if "--gres" in word)
+
+
+def test_one_part_of_one_step_is_submitted_alone():
+    lines = dry("--only", "proposals", "--part", "3")
+    assert len(lines) == 1
+    assert "--array=3" in lines[0]
+    assert lines[0][-1] == "16"  # of so many parts
+    assert not any("dependency" in word for word in lines[0])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--only", "training"), "not one of plan, positive"),
+        (("--part", "3"), "--part 3: goes with --only"),
+        (("--only", "eval", "--part", "4"), "must be one of 0 to 3"),
+        (("--set", "cluster.node=3"), "did you mean 'nodes'"),
+        (("--set", "cluster.parts=0"), "parts = 0 must be at least 1"),
+    ],
+)
+def test_what_can_not_be_submitted_is_told_in_one_line(arguments, told):
+    code, out, error = submit(*arguments, "--dry-run")
+    assert code == 1
+    assert not out
+    assert told in error
+    assert error.count("\n") == 1
+
+
+def test_numbers_of_jobs_are_handed_on_and_printed(tmp_path):
+    fake = tmp_path / "bin" / "sbatch"
+    fake.parent.mkdir()
+    fake.write_text(SBATCH)
+    fake.chmod(0o755)
+    calls = tmp_path / "calls"
+    calls.touch()
+    code, out, _ = submit(
+        "--set=cluster.setup=module load cuda", "--set=cluster.address=10.0.0.7",
+        folder=tmp_path, PATH=f"{fake.parent}:{os.environ['PATH']}", CALLS=str(calls),
+    )  # fmt: skip
+    assert code == 0
+    lines = calls.read_text().splitlines()
+    assert len(lines) == 11
+    assert all(line.startswith("module load cuda|10.0.0.7|--parsable") for line in lines)
+    assert all(f"afterok:{n}" in line for n, line in enumerate(lines[1:], 1))
+    assert [line.split()[1] for line in out.splitlines()[:2]] == ["plan", "positive,"]
+
+
+def test_a_machine_without_slurm_is_told(tmp_path):
+    (tmp_path / "dirname").symlink_to(shutil.which("dirname"))
+    code, _, error = submit(folder=tmp_path, PATH=str(tmp_path))
+    assert code == 1
+    assert "sbatch: no such command" in error
