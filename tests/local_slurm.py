@@ -116,7 +116,12 @@ class Slurm:
                 time.sleep(0.2)
         for name in (*(f"slurmd.n{n}" for n in range(1, self.nodes + 1)), "slurmctld", "munged"):
             with contextlib.suppress(FileNotFoundError, ProcessLookupError, ValueError):
-                os.kill(int((self.folder / f"{name}.pid").read_text()), signal.SIGTERM)
+                pid = int((self.folder / f"{name}.pid").read_text())
+                os.kill(pid, signal.SIGTERM)
+                end = time.monotonic() + BOUND
+                while time.monotonic() < end:  # they write into the folder until then
+                    os.kill(pid, 0)
+                    time.sleep(0.05)
 
     def run(self, *line: object, **more) -> str:
         """Run a command with this cluster's configuration; gives what it printed."""

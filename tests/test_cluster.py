@@ -49,8 +49,8 @@ def material(tmp_path_factory):
     shutil.copy(SHIPPED / "sniper.toml", folder)
     text = (SHIPPED / "scenes-small.toml").read_text()
     for old, new in (
-        ("epochs = 20", "epochs = 2\nlog_every = 1"),
-        ("drops = [[15, 0.1]]", "drops = [[1.5, 0.1]]"),
+        ("epochs = 20", "epochs = 4\nlog_every = 1"),
+        ("drops = [[15, 0.1]]", "drops = [[3, 0.1]]"),
         ("checkpoint_every = 200", "checkpoint_every = 10"),
         ("chips_per_shard = 128", "chips_per_shard = 32"),
     ):
@@ -140,7 +140,14 @@ def test_a_chain_with_a_killed_task_and_two_preemptions_gives_what_make_gives(
 
     # a job of a partition that takes precedence wants both nodes
     until(lambda: len(training.log(run)) > 4, slurm)
-    slurm.run("sbatch", "--partition=urgent", "--nodes=2", "--wrap=true", "--output=/dev/null")
+    slurm.run(
+        "sbatch",
+        "--partition=urgent",
+        "--nodes=2",
+        "--exclusive",
+        "--wrap=true",
+        "--output=/dev/null",
+    )
     until(lambda: "begun" in stage(run, "train"), slurm)
     stopped_at = len(training.log(run))
     until(lambda: len(training.log(run)) > stopped_at + 2, slurm)

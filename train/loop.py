@@ -5,6 +5,7 @@ b canvases of this process, k chips of a canvas; "global" means of all processes
 
 import contextlib
 import dataclasses
+import inspect
 import itertools
 import logging
 import time
@@ -168,7 +169,9 @@ def build(recipe: Recipe, classes: int, processes: Processes) -> tuple[Detector,
     if processes.world == 1:
         return model, model
     # running statistics are of each process or of all: nothing to hand round
-    return model, DistributedDataParallel(model, broadcast_buffers=False)
+    known = inspect.signature(DistributedDataParallel).parameters
+    name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    return model, DistributedDataParallel(model, **{name: False})
 
 
 def precision_of(settings: TrainSettings, device: torch.device) -> torch.dtype:

@@ -104,8 +104,8 @@ class Stop:
 def outlive(_worker: int) -> None:
     """Let a loader's worker live on while its run ends in order.
 
-    A scheduler signals all processes, and a worker that dies takes the step that is under way
-    with it. A second SIGTERM, or time, ends a worker that nobody has told to go.
+    A scheduler signals all processes, Slurm more than once, and a worker that dies takes the step
+    that is under way with it. Time ends a worker that nobody has told to go.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
@@ -113,5 +113,5 @@ def outlive(_worker: int) -> None:
 
 
 def _wait_a_while(_number: int, _frame) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.alarm(GRACE)
