@@ -21,7 +21,7 @@ from chipgen import suggest as suggesting
 from chipgen.errors import PictureError, Refusal
 from chipgen.recipe import digest
 from chipgen.run import Plan, PlanRecord, Recipe
-from chipgen.storage import Folder, open_folder, open_table
+from chipgen.storage import Folder, open_folder, open_table, read_table
 
 DEFAULT_RECIPE = "sniper"
 SHEET = 24  # chips on a contact sheet
@@ -308,10 +308,13 @@ def _locate(path: str) -> tuple[Folder, str]:
 
 def _read_proposals(folder: Folder, name: str) -> pa.Table:
     try:
-        with open_table(folder, name) as table:
-            return table.read()
-    except pa.ArrowInvalid as error:
-        raise Refusal(f"proposals {folder}/{name}: not Parquet: {error}") from error
+        return read_table(folder, name)
+    except Refusal as refusal:
+        cause = refusal.__cause__ or refusal
+        raise Refusal(
+            f"proposals {folder}/{name}: not Parquet, or damaged: {cause}; delete it, and make it "
+            f"again: python -m infer proposals"
+        ) from refusal
 
 
 def _report(args: argparse.Namespace, result: dict[str, Any]) -> None:

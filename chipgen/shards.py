@@ -214,7 +214,7 @@ def verify(folder: Folder) -> Iterator[str]:
     try:
         for row in read_table(folder, INDEX).to_pylist():
             rows.setdefault(row["shard"], []).append(row)
-    except (OSError, pa.ArrowInvalid) as error:
+    except (OSError, Refusal) as error:
         yield f"{INDEX}: cannot be read ({error}); samples are not checked one by one"
         rows = {}
     for name in sorted(set(rows) - listed):

@@ -1254,6 +1254,8 @@ def attempt(fault: Fault, places: Places, found: dict[str, Any], keep: bool) -> 
         fault.outcome = kinds()[fault.kind].strike(case)
     except Unlucky as unlucky:
         fault.outcome, _, fault.why = str(unlucky).partition(": ")
+    except Exception:
+        fault.outcome, fault.why = "lost", f"the campaign itself: {traceback.format_exc()}"
     finally:
         fault.seconds = round(time.monotonic() - begin, 2)
         if case.mounted:

@@ -1,0 +1,59 @@
+import errno
+import os
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from chipgen.errors import Refusal
+from chipgen.storage import LocalFolder, open_folder, read_table, table_bytes
+
+
+@pytest.fixture
+def folder(tmp_path):
+    made = LocalFolder(tmp_path)
+    made.write("some.bin", b"some bytes")
+    return made
+
+
+def test_a_read_that_fails_on_an_open_file_names_it(folder, monkeypatch):
+    def broken(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))  # as the kernel tells it: without a name
+
+    monkeypatch.setattr(os, "pread", broken)
+    with pytest.raises(OSError, match="some.bin"):
+        folder.read("some.bin")
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EROFS])
+def test_a_write_that_fails_on_an_open_file_names_it_and_leaves_the_old_one(
+    folder, monkeypatch, number
+):
+    def broken(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", broken)
+    with pytest.raises((OSError, Refusal), match="some.bin"):
+        folder.write("some.bin", b"others")
+    monkeypatch.undo()
+    assert folder.read("some.bin") == b"some bytes"
+    assert folder.names() == ["some.bin"]
+
+
+def test_a_flipped_bit_in_the_values_of_a_table_is_refused_with_the_file(tmp_path):
+    values = np.random.default_rng(0).random(4000)
+    data = table_bytes(pa.table({"x": values}))
+    for place in np.random.default_rng(1).integers(1000, 20_000, 20).tolist():
+        (tmp_path / "x.parquet").write_bytes(
+            data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :]
+        )
+        with pytest.raises(Refusal, match=r"x\.parquet: damaged"):
+            read_table(open_folder(tmp_path), "x.parquet")
+
+
+def test_a_table_that_is_cut_off_is_refused_with_the_file(tmp_path):
+    data = table_bytes(pa.table({"x": np.arange(100)}))
+    for size in (0, 3, 100, len(data) - 1):
+        (tmp_path / "x.parquet").write_bytes(data[:size])
+        with pytest.raises(Refusal, match=r"x\.parquet: damaged"):
+            read_table(open_folder(tmp_path), "x.parquet")
