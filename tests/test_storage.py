@@ -21,7 +21,7 @@ def test_a_read_that_fails_on_an_open_file_names_it(folder, monkeypatch):
         raise OSError(errno.EIO, os.strerror(errno.EIO))  # as the kernel tells it: without a name
 
     monkeypatch.setattr(os, "pread", broken)
-    with pytest.raises(OSError, match="some.bin"):
+    with pytest.raises(OSError, match=r"some\.bin"):
         folder.read("some.bin")
 
 
@@ -33,7 +33,7 @@ def test_a_write_that_fails_on_an_open_file_names_it_and_leaves_the_old_one(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "fsync", broken)
-    with pytest.raises((OSError, Refusal), match="some.bin"):
+    with pytest.raises((OSError, Refusal), match=r"some\.bin"):
         folder.write("some.bin", b"others")
     monkeypatch.undo()
     assert folder.read("some.bin") == b"some bytes"
