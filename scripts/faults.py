@@ -829,7 +829,8 @@ def last_checkpoint(case: Case) -> str:
     name = "rpn" if case.stage.of == "proposals" else "train"
     folder = case.places.state(before(case.stage.of)) / name / "checkpoints"
     newest = max(path.stem for path in folder.glob("step-*.json"))
-    return damaged(case, (f"{name}/checkpoints/{newest}.*",), ("cut", "flip", "gone"))
+    kind, ways = case.rng.choice((("pt", ("cut", "flip", "gone")), ("json", ("cut", "flip"))))
+    return damaged(case, (f"{name}/checkpoints/{newest}.{kind}",), ways)
 
 
 def foreign_manifest(case: Case) -> str:
@@ -1012,6 +1013,10 @@ def kinds() -> dict[str, Kind]:
             ("detect",),
             lambda c: damaged(c, ("found/pictures.jsonl",), ways, "half-detect"),
         ),
+        "figures": (
+            ("eval",),
+            lambda c: damaged(c, ("eval.json",), ("cut", "flip"), "eval"),
+        ),
         "foreign-part": (("proposals",), lambda c: misled(c, foreign_part, "part")),
         "second-run": (tuple(n for n in FORKED if not n.endswith("-2")), second_run),
         "stale-lock": (("rpn", "train"), stale_lock),
@@ -1026,11 +1031,14 @@ def kinds() -> dict[str, Kind]:
 # --- the campaign ----------------------------------------------------------------------------
 
 
-def reference(places: Places) -> dict[str, Any]:
-    """Run all stages once, undisturbed; keeps each state, and counts calls, bytes and seconds."""
+def reference(places: Places, faults: list[Fault]) -> dict[str, Any]:
+    """Run the stages that faults need once, undisturbed: keeps states, counts calls and bytes."""
     found: dict[str, Any] = {"results": {}, "calls": {}, "seconds": {}, "grown": {}, "largest": {}}
     places.state("").mkdir(parents=True)
-    for stage in CHAIN + VARIANTS:
+    struck = {fault.stage for fault in faults}
+    last = max(NAMES.index(STAGES[name].of) for name in struck)
+    variants = tuple(stage for stage in VARIANTS if stage.name in struck)
+    for stage in CHAIN[: last + 1] + variants:
         run = places.work / "undisturbed"
         shutil.rmtree(run, ignore_errors=True)
         shutil.copytree(places.state(before(stage.of)), run)
@@ -1086,6 +1094,7 @@ def count(run: Path, data: Path, told: Path) -> Callable[[], None]:
 
 def halves(places: Places, found: dict[str, Any]) -> None:
     """Keep states in the midst of stages: half trained, parts made, groups written."""
+    made = found["results"]
 
     def state(name: str, *commands: str, kill_at: int = 0) -> None:
         run = places.state(f"half-{name}")
@@ -1102,13 +1111,16 @@ def halves(places: Places, found: dict[str, Any]) -> None:
             if child.ended().code not in (0, -signal.SIGKILL):
                 raise SystemExit(f"half of {name}: {text} fails")
 
-    for name in TRAININGS:
+    for name in TRAININGS.keys() & made.keys():
         calls = found["calls"][name][0]
         writes = sum(calls.get(group, 0) for group in injected.WRITES)
         state(name, *STAGES[name].commands, kill_at=writes * 3 // 4)
-    state("proposals", *STAGES["proposals-parts"].commands[:2])
-    for kind in ("positive", "negative"):
+    if "proposals" in made:
+        state("proposals", *STAGES["proposals-parts"].commands[:2])
+    for kind in {"positive", "negative"} & made.keys():
         state(kind, STAGES[f"{kind}-parts"].commands[0])
+    if "detect" not in made:
+        return
     half = places.state("half-detect")
     shutil.copytree(places.state("detect"), half)
     for path in (half / "found").glob("detections.*"):
@@ -1160,11 +1172,12 @@ def main(arguments: list[str] | None = None) -> int:
         places.work.mkdir(parents=True)
         places.recipe.write_text(RECIPE)
         draw_data(places.data, args.seed)
-        found = reference(places)
-        halves(places, found)
-        foreign(places)
-        print(f"reference: {time.monotonic() - begin:.0f} s", flush=True)
         faults = chosen(args.seed, args.faults, args.only)
+        found = reference(places, faults)
+        halves(places, found)
+        if any(fault.kind.startswith("foreign") for fault in faults):
+            foreign(places)
+        print(f"reference: {time.monotonic() - begin:.0f} s", flush=True)
         done = []
         for fault in campaign(faults, places, found, args.jobs, args.keep):
             done.append(fault)
