@@ -5,11 +5,12 @@ Both classes offer the same few calls; names are relative, with "/" between thei
 
 import contextlib
 import errno
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,6 +18,7 @@ import pyarrow.parquet as pq
 from chipgen.errors import PictureError, Refusal
 
 BUFFER = 1 << 20  # bytes: shards come in thousands of small parts
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # of some file systems
 TEMPORARY = ".tmp"  # suffix of a file that is being written; the first dot hides it as well
 
 
@@ -59,12 +61,12 @@ class LocalFolder:
         with writing(target):
             try:
                 target.parent.mkdir(parents=True, exist_ok=True)
-                with temporary.open("wb", buffering=BUFFER) as file:
+                with _claimed(temporary, target) as file:
                     file.writelines(parts)
                     file.flush()
                     os.fsync(file.fileno())
                     _forget(file.fileno())
-                temporary.replace(target)
+                    temporary.replace(target)  # before anyone else may empty it
                 _sync_folder(target.parent)
             except OSError:
                 with contextlib.suppress(OSError):  # the first error is the one to tell
@@ -263,6 +265,33 @@ def _sync_folder(path: Path) -> None:
         os.close(handle)
 
 
+def _claimed(temporary: Path, target: Path) -> BinaryIO:
+    """Open a temporary file, empty, that no other process writes; what a killed one left is taken.
+
+    Two runs by mistake would else write one file, and the first to be ready would rename it
+    while the other is in the midst of it.
+    """
+    while True:
+        file = temporary.open("ab", buffering=BUFFER)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            raise Refusal(
+                f"cannot write {target}: another run is writing it; wait for that run, or stop it, "
+                f"and run the same command again"
+            ) from None
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                file.close()
+                raise
+        with contextlib.suppress(FileNotFoundError):  # renamed or removed by who had it before
+            if os.path.samestat(os.fstat(file.fileno()), temporary.stat()):
+                file.truncate(0)
+                return file
+        file.close()
+
+
 @contextlib.contextmanager
 def writing(target: Path) -> Iterator[None]:
     """Let what fails within tell which file could not be written, and what may help."""
@@ -280,6 +309,7 @@ def _explained(error: OSError, target: Path) -> Exception:
         errno.EROFS: "the file system is read-only; choose another folder",
         errno.EACCES: "no permission to write there; choose another folder",
         errno.ENOTDIR: "a part of that path is a file and not a folder",
+        errno.ENOENT: "another run has cleared that folder; run the same command again",
         errno.EEXIST: "a part of that path is a file and not a folder",
     }
     if error.errno in remedies:

@@ -415,7 +415,7 @@ def trained(folder: Path) -> dict[str, Any]:
 def still(value: Any) -> Any:
     """Take out of figures what the clock and the place have a part in."""
     if isinstance(value, dict):
-        moving = ("pictures_per_s", "seconds", "inputs", "model", "data", "device")
+        moving = ("pictures_per_s", "seconds", "inputs", "model", "data", "device", "seal")
         return {k: still(v) for k, v in value.items() if k not in moving}
     return [still(one) for one in value] if isinstance(value, list) else value
 
@@ -874,11 +874,13 @@ def second_run(case: Case) -> str:
     case.fault.steps.append(f"the first, {text}")
     ran = case.ended(first)
     if second.code:
-        case.require(second, f"pid {first.pid} on {socket.gethostname()}")
+        whose = f"pid {first.pid} on {socket.gethostname()}"
+        # only trainings hold a folder: parts of the other stages may be many at a time
+        case.require(second, whose if case.stage.of in TRAININGS else "another run")
     elif held and case.stage.of in TRAININGS and ran.code == 0:
         raise Unlucky(f"wrong: two runs held one folder ({case.fault.steps[step]})")
     if ran.code:
-        case.require(ran, "held by", "in use", str(case.run))
+        case.require(ran, "held by", "in use", "another run")
     outcome = case.finish(index, ran, repeat=True)
     return "recovered" if second.code else outcome
 

@@ -57,3 +57,28 @@ def test_a_table_that_is_cut_off_is_refused_with_the_file(tmp_path):
         (tmp_path / "x.parquet").write_bytes(data[:size])
         with pytest.raises(Refusal, match=r"x\.parquet: damaged"):
             read_table(open_folder(tmp_path), "x.parquet")
+
+
+def test_a_file_that_another_run_is_writing_is_refused_and_stays_that_runs(tmp_path, monkeypatch):
+    sync = os.fsync
+    seen = []
+
+    def second_run(handle):
+        if not seen:
+            seen.append(handle)
+            with pytest.raises(Refusal, match=r"some\.bin: another run is writing it"):
+                LocalFolder(tmp_path).write("some.bin", b"theirs")
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", second_run)
+    LocalFolder(tmp_path).write("some.bin", b"ours")
+    assert seen
+    assert LocalFolder(tmp_path).read("some.bin") == b"ours"
+    assert LocalFolder(tmp_path).names() == ["some.bin"]
+
+
+def test_what_a_killed_run_left_half_written_is_taken_over(folder):
+    (folder.path / ".some.bin.tmp").write_bytes(b"half of something longer")
+    folder.write("some.bin", b"all of it")
+    assert folder.read("some.bin") == b"all of it"
+    assert folder.names() == ["some.bin"]

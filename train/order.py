@@ -171,7 +171,7 @@ def find_sets(shards_folder: str, negatives: bool = True) -> list[Folder]:
     positive, negative = folder.sub("positive"), folder.sub("negative")
     if not positive.exists(shards.MANIFEST):
         raise Refusal(
-            f"{folder}: no finished set of positive shards (no positive/{shards.MANIFEST}); make "
+            f"{folder}: no finished set of shards (no positive/{shards.MANIFEST}); make "
             f"one with: python -m chipgen write"
         )
     if not negatives or not negative.names():
