@@ -104,7 +104,10 @@ def make_groups(pictures: np.ndarray, chips_per_group: int) -> np.ndarray:
 
 
 def is_finished(job: Job) -> bool:
-    """Say whether the set is complete, and sweep away what a killed finish left behind."""
+    """Say whether the set is complete, and sweep away what a killed finish left behind.
+
+    One that has a manifest, but not all that the manifest lists, is refused.
+    """
     if not job.folder.exists(shards.MANIFEST):
         return False
     manifest = shards.read_manifest(job.folder)
@@ -113,6 +116,12 @@ def is_finished(job: Job) -> bool:
     for name in (shards.REJECTS, *(shard.name for shard in manifest.shards)):
         if name not in names:
             raise Refusal(f"{job.folder}/{name}: missing; {shards.AGAIN.format(job.folder)}")
+    for shard in manifest.shards:
+        if (size := job.folder.size(shard.name)) != shard.bytes:
+            raise Refusal(
+                f"{job.folder}/{shard.name}: damaged, {size} bytes where the manifest says "
+                f"{shard.bytes}; {shards.AGAIN.format(job.folder)}"
+            )
     if "groups" in names:
         _sweep(job.folder, {shard.name for shard in manifest.shards})
     return True

@@ -141,14 +141,23 @@ def test_a_damaged_part_of_proposals_is_made_again_or_named(run, monkeypatch, ca
     assert files(run, "proposals") == expected
 
 
-@pytest.mark.parametrize("name", ["index.parquet", "positive-000001.tar"])
-def test_a_finished_set_that_lost_a_file_is_not_up_to_date(run, capsys, name):
+@pytest.mark.parametrize(
+    ("name", "how", "said"),
+    [
+        ("index.parquet", "gone", "missing"),
+        ("index.parquet", "flipped", "damaged"),
+        ("positive-000001.tar", "gone", "missing"),
+        ("positive-000001.tar", "cut", "damaged"),
+    ],
+)
+def test_a_finished_set_that_lost_a_file_is_not_up_to_date(run, capsys, name, how, said):
     expected = files(run, "shards")
-    damage(run / "shards" / "positive" / name, "gone")
+    damage(run / "shards" / "positive" / name, how)
     assert chipgen(["write", str(run)]) == 1
-    said = capsys.readouterr().err
+    told = capsys.readouterr().err
     folder = run / "shards" / "positive"
-    assert f"{folder}/{name}: missing; delete {folder}, and write it again" in said
+    assert f"{folder}/{name}: {said}" in told
+    assert f"delete {folder}, and write it again" in told
     shutil.rmtree(folder)
     assert chipgen(["write", str(run), "--workers", "1"]) == 0
     assert files(run, "shards") == expected
