@@ -673,6 +673,7 @@ def require_place(case: Case, ran: Ran) -> None:
     """Demand that a failure names one of the files whose calls have failed."""
     told = case.told.read_text().split("\n") if case.told.exists() else []
     names = {re.sub(r"^\.(.*)\.tmp$", r"\1", Path(line).name) for line in told if line}
+    names = {f"/{name}" for name in names}
     case.fault.how += f" ({', '.join(sorted(names)[:3])})"
     case.require(ran, *names)
 
@@ -1153,6 +1154,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--seed", type=int, default=0, help="of data and faults (default: 0)")
     made.add_argument("--faults", type=int, default=200, help="(default: 200)")
     made.add_argument("--only", metavar="KIND", help="one kind of faults; several with commas")
+    made.add_argument("--stages", metavar="STAGE", help="strike these alone, with commas between")
     made.add_argument("--jobs", type=int, default=os.cpu_count(), help="at a time (default: cores)")
     made.add_argument("--out", type=Path, help="json file of all faults and what became of them")
     made.add_argument("--work", type=Path, help="folder to work in, emptied (default: a new one)")
@@ -1165,7 +1167,8 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Run a campaign; returns the exit code."""
     args = parser().parse_args(arguments)
-    load()
+    faults = chosen(args.seed, args.faults, args.only, args.stages)
+    load(faults)
     begin = time.monotonic()
     with contextlib.ExitStack() as stack:
         work = args.work or stack.enter_context(tempfile.TemporaryDirectory(prefix="faults-"))
@@ -1174,7 +1177,6 @@ def main(arguments: list[str] | None = None) -> int:
         places.work.mkdir(parents=True)
         places.recipe.write_text(RECIPE)
         draw_data(places.data, args.seed)
-        faults = chosen(args.seed, args.faults, args.only)
         found = reference(places, faults)
         halves(places, found)
         if any(fault.kind.startswith("foreign") for fault in faults):
@@ -1200,35 +1202,46 @@ def main(arguments: list[str] | None = None) -> int:
     return 1 if any(fault.outcome in BAD for fault in done) else 0
 
 
-def load() -> None:
+def load(faults: list[Fault]) -> None:
     """Import what the commands need, and shorten what they wait for; computes nothing."""
+    from chipgen import commands, pool  # noqa: F401
+
+    importlib.import_module("chipgen.__main__")
+    pool.HELD = 5.0
+    if {STAGES[fault.stage].of for fault in faults} <= {"plan", "positive"}:
+        return  # torch takes seconds
     import torch.utils.tensorboard  # noqa: F401
 
-    for package in ("chipgen", "train", "infer"):
-        importlib.import_module(f"{package}.__main__")
-    for name in ("chipgen.commands", "chipgen.pool", "infer.commands", "train.loop", "train.hold"):
+    for name in ("train.__main__", "train.loop", "infer.__main__", "infer.commands"):
         importlib.import_module(name)
-    from chipgen import pool
     from infer import proposals
     from train import hold
 
     proposals.PICTURES = 6  # several parts of few pictures
-    hold.BEAT, hold.SILENCE, pool.HELD = 0.1, 1.0, 5.0
+    hold.BEAT, hold.SILENCE = 0.1, 1.0
 
 
-def chosen(seed: int, number: int, only: str | None) -> list[Fault]:
+def chosen(seed: int, number: int, only: str | None, stages: str | None) -> list[Fault]:
     """Deal a number of faults out over kinds and their stages evenly."""
     known = kinds()
-    names = only.split(",") if only else list(known)
-    if strange := set(names) - set(known):
-        raise SystemExit(f"--only {', '.join(strange)}: the kinds are {', '.join(known)}")
+    wanted = {"kinds": (only, list(known)), "stages": (stages, list(STAGES))}
+    for what, (text, all_of_it) in wanted.items():
+        if strange := set(text.split(",") if text else ()) - set(all_of_it):
+            raise SystemExit(f"{', '.join(strange)}: the {what} are {', '.join(all_of_it)}")
+    strikes = {
+        name: [one for one in known[name].stages if not stages or one in stages.split(",")]
+        for name in (only.split(",") if only else known)
+    }
+    names = [name for name, some in strikes.items() if some]
+    if not names:
+        raise SystemExit(f"no fault of {only} strikes {stages}")
     rng = random.Random(seed)
-    stages = {name: rng.sample(known[name].stages, len(known[name].stages)) for name in names}
+    dealt = {name: rng.sample(strikes[name], len(strikes[name])) for name in names}
     turns = collections.Counter()
     faults = []
     for n in range(number):
         name = names[n % len(names)]
-        stage = stages[name][turns[name] % len(stages[name])]
+        stage = dealt[name][turns[name] % len(dealt[name])]
         turns[name] += 1
         faults.append(Fault(n, name, stage, rng.randrange(1 << 30)))
     return faults
