@@ -1105,7 +1105,7 @@ def halves(places: Places, found: dict[str, Any]) -> None:
 
         def prepare() -> None:
             act = injected.signalling(signal.SIGKILL, False)
-            injected.Watch((f"{run}",), injected.WRITES, kill_at, act).install()
+            injected.Watch((f"{run}/{name}/log.jsonl",), ("write",), kill_at, act).install()
 
         for text in commands:
             child = start(
@@ -1115,9 +1115,8 @@ def halves(places: Places, found: dict[str, Any]) -> None:
                 raise SystemExit(f"half of {name}: {text} fails")
 
     for name in TRAININGS.keys() & made.keys():
-        calls = found["calls"][name][0]
-        writes = sum(calls.get(group, 0) for group in injected.WRITES)
-        state(name, *STAGES[name].commands, kill_at=writes * 3 // 4)
+        steps = len(made[name]["order"])
+        state(name, *STAGES[name].commands, kill_at=max(steps * 3 // 4, 3))
     if "proposals" in made:
         state("proposals", *STAGES["proposals-parts"].commands[:2])
     for kind in {"positive", "negative"} & made.keys():
@@ -1218,7 +1217,7 @@ def load(faults: list[Fault]) -> None:
     from train import hold
 
     proposals.PICTURES = 6  # several parts of few pictures
-    hold.BEAT, hold.SILENCE = 0.1, 1.0
+    hold.SILENCE = 1.0
 
 
 def chosen(seed: int, number: int, only: str | None, stages: str | None) -> list[Fault]:
