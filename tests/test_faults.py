@@ -54,14 +54,16 @@ BROKEN = {
     "unnamed": (
         "read-only",
         "from chipgen import storage\n"
-        "faults.may_mount = lambda: False\n"
+        "from fault import strikes\n"
+        "strikes.may_mount = lambda: False\n"
         "storage._explained = lambda error, _: storage.Refusal('no')",
     ),
     "hung": (
         "clock-back",
         "import time\n"
         "from chipgen import commands\n"
-        "faults.BOUND, inner = 5.0, commands.run_folder.make\n"
+        "from fault import forks\n"
+        "forks.BOUND, inner = 5.0, commands.run_folder.make\n"
         "def wait(*given):\n"
         "    while time.time() < begin:\n"
         "        pass\n"
