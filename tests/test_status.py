@@ -125,3 +125,13 @@ def test_a_training_that_runs_failed_and_is_finished(run):
 def test_a_figure_is_told(run):
     (run / "eval.json").write_text(json.dumps({"style": "voc", "pyramid": {"AP50": 41.25}}))
     assert "pyramid AP50 41.2" in lines(run)[0]["eval"]
+
+
+def test_damaged_records_and_figures_are_told_at_their_stage(run):
+    (run / "plan" / "negative.json").write_text('{"inputs": ')
+    (run / "eval.json").write_text('{"autofocus": ')
+    stages, _ = lines(run)
+    assert "negative.json: damaged" in stages["negatives"]
+    assert stages["negatives"].startswith("begun")
+    assert stages["eval"].startswith("begun")
+    assert "eval.json is damaged" in stages["eval"]
