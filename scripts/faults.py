@@ -39,6 +39,7 @@ from fault.strikes import may_mount
 
 OUTCOMES = ("at once", "recovered", "wrong", "lost", "hung", "unnamed")
 BAD = OUTCOMES[2:]
+MANY = 8  # stages of a kind for each of its turns
 
 
 def parser() -> argparse.ArgumentParser:
@@ -125,7 +126,8 @@ def chosen(seed: int, number: int, only: str | None, stages: str | None) -> list
         name: [one for one in known[name].stages if not stages or one in stages.split(",")]
         for name in (only.split(",") if only else known)
     }
-    names = [name for name, some in strikes.items() if some]
+    # who can strike many stages has more turns
+    names = [name for name, some in strikes.items() for _ in range(-(-len(some) // MANY))]
     if not names:
         raise SystemExit(f"no fault of {only} strikes {stages}")
     rng = random.Random(seed)
