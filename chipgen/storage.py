@@ -314,8 +314,8 @@ def _explained(error: OSError, target: Path) -> Exception:
     }
     if error.errno in remedies:
         return Refusal(f"cannot write {target}: {remedies[error.errno]}")
-    if error.filename is None:  # calls on an open file don't know its name
-        error.filename = str(target)
+    # calls on an open file don't know its name, and others name the temporary one
+    error.filename, error.filename2 = str(target), None
     return error
 
 

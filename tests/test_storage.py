@@ -25,15 +25,16 @@ def test_a_read_that_fails_on_an_open_file_names_it(folder, monkeypatch):
         folder.read("some.bin")
 
 
+@pytest.mark.parametrize("call", ["fsync", "replace"])
 @pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EROFS])
-def test_a_write_that_fails_on_an_open_file_names_it_and_leaves_the_old_one(
-    folder, monkeypatch, number
+def test_a_write_that_fails_names_its_file_and_leaves_the_old_one(
+    folder, monkeypatch, number, call
 ):
-    def broken(*_):
-        raise OSError(number, os.strerror(number))
+    def broken(*names):
+        raise OSError(number, os.strerror(number), *(names if call == "replace" else ()))
 
-    monkeypatch.setattr(os, "fsync", broken)
-    with pytest.raises((OSError, Refusal), match=r"some\.bin"):
+    monkeypatch.setattr(os, call, broken)
+    with pytest.raises((OSError, Refusal), match=rf"{folder}/some\.bin"):
         folder.write("some.bin", b"others")
     monkeypatch.undo()
     assert folder.read("some.bin") == b"some bytes"

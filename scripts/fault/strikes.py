@@ -155,7 +155,7 @@ def file_limit(case: Case) -> str:
     limit = max(limit, 4096)
     ran = case.do(case.stage.commands[index], prepare)
     if ran.code:
-        case.require(ran, str(case.run))
+        case.require(ran, str(case.run), "cannot share")  # with loader workers: files as well
         case.require(ran, "large", "File too large")
     return case.finish(index, ran)
 
@@ -297,27 +297,50 @@ def stopped(pid: int) -> bool:
 
 
 def stale_lock(case: Case) -> str:
-    """Leave the lock of a run that is gone: here, on another machine, or unreadable."""
+    """Leave the lock of a run that is gone: here, on another machine, or unreadable; or one lives.
+
+    One that lives on another machine is known by its beats alone, and is refused.
+    """
     from train import hold
 
     case.copy(before(case.stage.of))
     folder = case.run / TRAININGS[case.stage.of]
     folder.mkdir(parents=True)
-    whose = case.rng.choice(("a dead one's", "another machine's", "unreadable", "a later boot's"))
+    owners = (
+        "a dead one's",
+        "a silent machine's",
+        "a living machine's",
+        "nobody's",
+        "a later boot's",
+    )
+    whose = case.rng.choice(owners)
     dead = os.fork()
     if not dead:
         os._exit(0)
     os.waitpid(dead, 0)
     machine = hold._machine()
     lock = {"host": socket.gethostname(), "pid": dead, "machine": machine, "born": "1"}
-    if whose == "another machine's":
-        lock |= {"host": "node7", "machine": "elsewhere"}
+    if whose.endswith("machine's"):
+        lock |= {"host": "node7", "machine": "elsewhere", "pid": 1}
     elif whose == "a later boot's":
         lock |= {"pid": os.getpid(), "machine": f"{machine}x"}
-    text = json.dumps({**lock, "token": "other", "beat": 3})
-    (folder / hold.LOCK).write_text("{" if whose == "unreadable" else text)
+    text = json.dumps({**lock, "token": "other", "beat": 0})
+    (folder / hold.LOCK).write_text("{" if whose == "nobody's" else text)
     case.fault.how = f"{whose} lock"
-    return case.finish(0, case.do(case.stage.commands[0]))
+    child = case.start(case.stage.commands[0])
+    beat = 0
+    while whose == "a living machine's" and not child.wait(0.1):
+        beat += 1
+        (folder / "beat").write_text(json.dumps({**json.loads(text), "beat": beat}))
+        (folder / "beat").replace(folder / hold.LOCK)
+    ran = case.ended(child)
+    if whose == "a living machine's":
+        if not ran.code:
+            raise Unlucky("wrong: took the folder of a run that lives")
+        case.require(ran, "pid 1 on node7")
+    elif ran.code:
+        raise Unlucky(f"lost: {ran.text[-600:]}")
+    return case.finish(0, ran)
 
 
 def clock_back(case: Case) -> str:
