@@ -56,8 +56,10 @@ class Child:
     def ended(self) -> Ran:
         """Wait for its end, and end what has hung or was left behind."""
         hung = not self.wait(BOUND)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.pid, signal.SIGKILL)
+        # not the tracker of semaphores, which ends by itself and leaves none
+        for pid in [self.pid] * hung + self.group():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         if hung:
             self.wait(BOUND)
         text = self.out.read_text(errors="replace")
