@@ -31,7 +31,7 @@ TRAIN := $(if $(filter-out 1,$(GPUS)),-m torch.distributed.run --standalone --np
 
 KERNEL_TESTS := $(addprefix tests/test_,$(addsuffix .py,cover plan negatives geometry resample draws focus stack warp))
 
-.PHONY: help env scenes own-recipe chips train eval cluster test test-cluster lint bench-chips bench-train bench-infer claims gpu-check clean
+.PHONY: help env scenes own-recipe chips train eval cluster test test-cluster lint bench-chips bench-train bench-infer claims faults gpu-check clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -106,6 +106,11 @@ bench-infer: train  ## measure inference with the trained detector, and its limi
 claims: env  ## train the scenes by each strategy and three seeds (hours); goes on where it was stopped
 	@$(PY) scripts/make_scenes.py data/scenes-small --size small --workers $(WORKERS)
 	@$(PY) scripts/claims.py
+
+# FAULTS=n faults, SEED=n others, KIND=name,name of some kinds only.
+faults: env  ## kill, starve and mislead every stage, and see that nothing is lost (20 minutes)
+	@$(PY) scripts/faults.py --faults $(or $(FAULTS),200) --seed $(or $(SEED),0) \
+	  $(if $(KIND),--only $(KIND)) --out runs/faults.json
 
 gpu-check: env  ## on a machine with a GPU: all that only a GPU shows, in ten minutes
 	@$(PY) scripts/gpu_check.py --out runs/gpu-check.json

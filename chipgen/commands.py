@@ -21,7 +21,8 @@ from chipgen import suggest as suggesting
 from chipgen.errors import PictureError, Refusal
 from chipgen.recipe import digest
 from chipgen.run import Plan, PlanRecord, Recipe
-from chipgen.storage import Folder, open_folder, open_table
+from chipgen.sealed import sealed
+from chipgen.storage import Folder, open_folder, open_table, read_table
 
 DEFAULT_RECIPE = "sniper"
 SHEET = 24  # chips on a contact sheet
@@ -40,22 +41,23 @@ def plan(args: argparse.Namespace) -> int:
     version = f"{run_folder.FORMAT} {digest(recipe.chips)}"
     state = f"{version} {dataset.fingerprint(args.data, splits)}"
     inputs = hashlib.sha256(state.encode()).hexdigest()
-    if run.exists("plan/plan.json"):
-        record = run_folder.read_record(run)
+    record = _record_before(run)
+    if record is not None:
         if record.inputs == inputs:
+            run_folder.require_whole(run, record)
             roots = list(dataset.picture_folders(args.data, splits))
             current = msgspec.structs.replace(
                 record, recipe=_plain(recipe), roots=roots
             )  # neither changes what is planned
             if _plain(current) != _plain(record):
-                run.write("plan/plan.json", run_folder.encode_json(current))
+                run.write("plan/plan.json", sealed(current))
             log.info("plan: up to date (%s)", run)
             return 0
-    if run.sub("shards").names():
-        raise Refusal(
-            f"{run}: holds the shards of another recipe or data; delete {run.sub('shards')}, or "
-            f"choose another run folder"
-        )
+        if run.sub("shards").names():
+            raise Refusal(
+                f"{run}: holds the shards of another recipe or data; delete {run.sub('shards')}, "
+                f"or choose another run folder"
+            )
     planned = _plan_of_data(args, recipe)
     run_folder.save_plan(run, inputs, planned.annotations, recipe, planned.chips["positive"])
     _report(args, figures.of_plan(planned.annotations, recipe.chips, planned.chips))
@@ -67,10 +69,13 @@ def negatives(args: argparse.Namespace) -> int:
     run = open_folder(args.run)
     record = run_folder.read_record(run)
     recipe = _recipe_of_run(args, record)
+    run_folder.require_whole(run, record)
     proposals, data = None, None
     where = args.proposals
     if where is None and run.exists(run_folder.PROPOSALS) and recipe.chips.mines:
         where = f"{run}/{run_folder.PROPOSALS}"
+    if args.proposals is None and recipe.chips.mines:
+        run_folder.require_whole_proposals(run)
     if where:
         folder, name = _locate(where)
         try:
@@ -104,6 +109,7 @@ def write(args: argparse.Namespace) -> int:
     run = open_folder(args.run)
     record = run_folder.read_record(run)
     recipe = _recipe_of_run(args, record)
+    run_folder.require_whole(run, record)
     kinds = [args.kind] if args.kind else ["positive"]
     if not args.kind and run_folder.read_negative_record(run) is not None:
         kinds.append("negative")
@@ -155,7 +161,9 @@ def verify(args: argparse.Namespace) -> int:
         for fault in shards.verify(one):
             print(f"{one}: {fault}")
             faults += 1
-        if faults == before:
+        if faults > before:
+            print(f"{one}: {shards.AGAIN.format(one)}")
+        else:
             manifest = shards.read_manifest(one)
             chips = sum(shard.chips for shard in manifest.shards)
             print(f"{one}: {chips} chips in {len(manifest.shards)} shards, all as they should be")
@@ -268,6 +276,17 @@ def _plan_of_data(args: argparse.Namespace, recipe: Recipe) -> Plan:
     return Plan(None, annotations, recipe, {"positive": chips})
 
 
+def _record_before(run: Folder) -> PlanRecord | None:
+    """Read what an earlier plan of a run was made from; a damaged record is no hindrance."""
+    if not run.exists("plan/plan.json"):
+        return None
+    try:
+        return run_folder.read_record(run)
+    except Refusal as refusal:
+        log.warning("plan: made again; %s", refusal)
+        return None
+
+
 def _first_reject(annotations: dataset.Annotations) -> str:
     if not annotations.rejects.num_rows:
         return "it lists none"
@@ -308,10 +327,13 @@ def _locate(path: str) -> tuple[Folder, str]:
 
 def _read_proposals(folder: Folder, name: str) -> pa.Table:
     try:
-        with open_table(folder, name) as table:
-            return table.read()
-    except pa.ArrowInvalid as error:
-        raise Refusal(f"proposals {folder}/{name}: not Parquet: {error}") from error
+        return read_table(folder, name)
+    except Refusal as refusal:
+        cause = refusal.__cause__ or refusal
+        raise Refusal(
+            f"proposals {folder}/{name}: not Parquet, or damaged: {cause}; delete it, and make it "
+            f"again: python -m infer proposals"
+        ) from refusal
 
 
 def _report(args: argparse.Namespace, result: dict[str, Any]) -> None:

@@ -27,7 +27,8 @@ from chipgen.dataset import REJECTS
 from chipgen.errors import Refusal
 from chipgen.making import Made, Maker
 from chipgen.recipe import digest
-from chipgen.run import PlanRecord, Recipe, encode_json, read_negative_record
+from chipgen.run import PlanRecord, Recipe, read_negative_record
+from chipgen.sealed import sealed, unsealed
 from chipgen.shards import Manifest, ShardEntry
 from chipgen.storage import (
     TEMPORARY,
@@ -103,11 +104,26 @@ def make_groups(pictures: np.ndarray, chips_per_group: int) -> np.ndarray:
 
 
 def is_finished(job: Job) -> bool:
-    """Say whether the set is complete, and sweep away what a killed finish left behind."""
+    """Say whether the set is complete, and sweep away what a killed finish left behind.
+
+    One that has a manifest, but not all that the manifest lists, is refused.
+    """
     if not job.folder.exists(shards.MANIFEST):
         return False
-    if job.folder.exists("groups"):
-        _sweep(job.folder, {s.name for s in shards.read_manifest(job.folder).shards})
+    manifest = shards.read_manifest(job.folder)
+    names = set(job.folder.names())
+    shards.read_index(job.folder, manifest)
+    for name in (shards.REJECTS, *(shard.name for shard in manifest.shards)):
+        if name not in names:
+            raise Refusal(f"{job.folder}/{name}: missing; {shards.AGAIN.format(job.folder)}")
+    for shard in manifest.shards:
+        if (size := job.folder.size(shard.name)) != shard.bytes:
+            raise Refusal(
+                f"{job.folder}/{shard.name}: damaged, {size} bytes where the manifest says "
+                f"{shard.bytes}; {shards.AGAIN.format(job.folder)}"
+            )
+    if "groups" in names:
+        _sweep(job.folder, {shard.name for shard in manifest.shards})
     return True
 
 
@@ -187,7 +203,7 @@ def finish(job: Job) -> Manifest:
     )
     job.folder.write(shards.INDEX, index_bytes)
     job.folder.write(shards.REJECTS, rejects_bytes)
-    job.folder.write(shards.MANIFEST, encode_json(manifest))
+    job.folder.write(shards.MANIFEST, sealed(manifest))
     _sweep(job.folder, {shard.name for shard in manifest.shards})
     return manifest
 
@@ -221,18 +237,18 @@ def _flush(job: Job, group: int, made: Made) -> None:
         rejects=[column.to_pylist() for column in made.rejects.columns],
         used=dict(made.used),
     )
-    job.folder.write(job.record_name(group), msgspec.json.encode(record))
+    job.folder.write(job.record_name(group), sealed(record))
 
 
 def _read_record(job: Job, group: int) -> GroupRecord:
-    return msgspec.json.decode(job.folder.read(job.record_name(group)), type=GroupRecord)
+    return unsealed(job.folder.read(job.record_name(group)), GroupRecord)
 
 
 def _is_intact(job: Job, group: int) -> bool:
     """Say whether the shards of a finished group are there, in their full size."""
     try:
         return all(job.folder.size(s.name) == s.bytes for s in _read_record(job, group).shards)
-    except (FileNotFoundError, msgspec.DecodeError):
+    except (FileNotFoundError, ValueError):
         return False
 
 

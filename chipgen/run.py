@@ -24,13 +24,16 @@ from chipgen.errors import Refusal
 from chipgen.negatives import NegativeSettings
 from chipgen.plan import ChipSettings, has_boxes, plan
 from chipgen.recipe import build, digest, load
+from chipgen.sealed import sealed, unsealed
 from chipgen.shards import ShardSettings
 from chipgen.storage import Folder, open_table, read_rows, read_table, table_bytes
 
 FORMAT = 1
 PROPOSALS = "proposals/proposals.parquet"  # where a run folder keeps those of its own
+PROPOSALS_RECORD = "proposals/proposals.json"
 EDGES = ("x1", "y1", "x2", "y2")
 ORDER = 1 << 21  # stream of draws: the order of pictures
+PIECE = 1 << 26  # bytes that are read at a time to be hashed
 
 
 @dataclass(frozen=True)
@@ -124,7 +127,7 @@ def save_plan(
         classes=list(annotations.classes),
         listed=annotations.listed,
     )
-    folder.write("plan.json", encode_json(record))
+    folder.write("plan.json", sealed(record))
     return record
 
 
@@ -140,7 +143,7 @@ def save_negatives(run: Folder, inputs: str, chips: pa.Table) -> None:
     folder = run.sub("plan")
     folder.remove("negative.json")
     content = _write_tables(folder, {"negative": chips})
-    folder.write("negative.json", encode_json(NegativeRecord(inputs, content)))
+    folder.write("negative.json", sealed(NegativeRecord(inputs, content)))
 
 
 def read_record(run: Folder) -> PlanRecord:
@@ -150,9 +153,11 @@ def read_record(run: Folder) -> PlanRecord:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise Refusal(f"{run}: no plan in it; make one with: python -m chipgen plan") from error
     try:
-        record = msgspec.json.decode(data, type=PlanRecord)
-    except msgspec.DecodeError as error:
-        raise Refusal(f"{run}/plan/plan.json: damaged ({error}); plan again") from error
+        record = unsealed(data, PlanRecord)
+    except ValueError as error:
+        raise Refusal(
+            f"{run}/plan/plan.json: damaged ({error}); make it again: python -m chipgen plan"
+        ) from error
     if record.format != FORMAT:
         raise Refusal(f"{run}: plan of format {record.format}, this version reads {FORMAT}")
     return record
@@ -162,7 +167,64 @@ def read_negative_record(run: Folder) -> NegativeRecord | None:
     """Read negative.json, if there is one."""
     if not run.exists("plan/negative.json"):
         return None
-    return msgspec.json.decode(run.read("plan/negative.json"), type=NegativeRecord)
+    try:
+        return unsealed(run.read("plan/negative.json"), NegativeRecord)
+    except ValueError as error:
+        raise Refusal(
+            f"{run}/plan/negative.json: damaged ({error}); delete it, and make it again: python -m "
+            f"chipgen negatives"
+        ) from error
+
+
+def require_whole(run: Folder, record: PlanRecord) -> None:
+    """Refuse a plan whose tables are not, byte for byte, those that were written."""
+    _require(run, ("pictures", "boxes", "rejects", "positive"), record.content, "plan")
+    negative = read_negative_record(run)
+    if negative is not None:
+        _require(run, ("negative",), negative.content, "negatives")
+
+
+def require_whole_proposals(run: Folder) -> None:
+    """Refuse a run's own proposals that are not, byte for byte, those that were made."""
+    again = f"make them again: python -m infer proposals {run}"
+    if not run.exists(PROPOSALS_RECORD):
+        return  # made elsewhere, or not at all
+    try:
+        written = unsealed(run.read(PROPOSALS_RECORD), dict).get("sha256")
+    except ValueError as error:
+        raise Refusal(f"{run}/{PROPOSALS_RECORD}: damaged ({error}); {again}") from error
+    if not run.exists(PROPOSALS):
+        raise Refusal(f"{run}/{PROPOSALS}: missing; {again}")
+    if written and _hash_of(run, (PROPOSALS,)) != written:
+        raise Refusal(
+            f"{run}/{PROPOSALS}: damaged, not what was written (sha256); delete it, and {again}"
+        )
+
+
+def _hash_of(run: Folder, names: Sequence[str]) -> str:
+    """Hash files one after the other, a piece at a time."""
+    state = hashlib.sha256()
+    for name in names:
+        for start in range(0, run.size(name), PIECE):
+            state.update(run.read(name, start, PIECE))
+    return state.hexdigest()
+
+
+def _require(run: Folder, tables: Sequence[str], content: str, command: str) -> None:
+    files = [f"plan/{name}.parquet" for name in tables]
+    for name in files:
+        if not run.exists(name):
+            raise Refusal(f"{run}/{name}: missing; {_again(run, command)}")
+    if _hash_of(run, files) != content:
+        raise Refusal(
+            f"{run}: damaged: {', '.join(files)} are not what was written (sha256); "
+            f"{_again(run, command)}"
+        )
+
+
+def _again(run: Folder, command: str) -> str:
+    what = f"{run}/plan" if command == "plan" else f"{run}/plan/negative.json"
+    return f"delete {what}, and make it again: python -m chipgen {command}"
 
 
 def read_plan(run: Folder) -> Plan:

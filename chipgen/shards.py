@@ -17,10 +17,12 @@ import msgspec
 import pyarrow as pa
 
 from chipgen.errors import Refusal
+from chipgen.sealed import unsealed
 from chipgen.storage import Folder, read_table
 
 FORMAT = 2
 BLOCK = 512  # bytes: tar's unit
+AGAIN = "delete {}, and write it again: python -m chipgen write"
 MANIFEST, INDEX, REJECTS = "manifest.json", "index.parquet", "rejects.parquet"
 
 INDEX_SCHEMA = pa.schema(
@@ -180,12 +182,27 @@ def read_manifest(folder: Folder) -> Manifest:
     except FileNotFoundError as error:
         raise Refusal(f"{folder}: no {MANIFEST}; not a finished set of shards") from error
     try:
-        manifest = msgspec.json.decode(data, type=Manifest)
-    except msgspec.DecodeError as error:
-        raise Refusal(f"{folder}/{MANIFEST}: damaged: {error}") from error
+        manifest = unsealed(data, Manifest)
+    except ValueError as error:
+        raise Refusal(f"{folder}/{MANIFEST}: damaged ({error}); {AGAIN.format(folder)}") from error
     if manifest.format != FORMAT:
         raise Refusal(f"{folder}: format {manifest.format}, but this version reads {FORMAT}")
     return manifest
+
+
+def read_index(folder: Folder, manifest: Manifest) -> pa.Table:
+    """Read a set's index; refuses one that is not, byte for byte, the manifest's."""
+    try:
+        data = folder.read(INDEX)
+    except FileNotFoundError as error:
+        raise Refusal(f"{folder}/{INDEX}: missing; {AGAIN.format(folder)}") from error
+    if sha256(data).hexdigest() != manifest.index_sha256:
+        raise Refusal(
+            f"{folder}/{INDEX}: damaged, or of another set than {MANIFEST} (sha256); "
+            f"{AGAIN.format(folder)}"
+        )
+    del data  # may be large
+    return read_table(folder, INDEX)
 
 
 def read_samples(folder: Folder, index: pa.Table) -> Iterator[tuple[str, bytes, Chip]]:
@@ -214,7 +231,7 @@ def verify(folder: Folder) -> Iterator[str]:
     try:
         for row in read_table(folder, INDEX).to_pylist():
             rows.setdefault(row["shard"], []).append(row)
-    except (OSError, pa.ArrowInvalid) as error:
+    except (OSError, Refusal) as error:
         yield f"{INDEX}: cannot be read ({error}); samples are not checked one by one"
         rows = {}
     for name in sorted(set(rows) - listed):

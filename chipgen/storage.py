@@ -5,11 +5,12 @@ Both classes offer the same few calls; names are relative, with "/" between thei
 
 import contextlib
 import errno
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,6 +18,7 @@ import pyarrow.parquet as pq
 from chipgen.errors import PictureError, Refusal
 
 BUFFER = 1 << 20  # bytes: shards come in thousands of small parts
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # of some file systems
 TEMPORARY = ".tmp"  # suffix of a file that is being written; the first dot hides it as well
 
 
@@ -36,7 +38,7 @@ class LocalFolder:
     def read(self, name: str, start: int = 0, length: int | None = None) -> bytes:
         """Read a file, or `length` bytes of it from `start` on."""
         # bare system calls: a file object costs as much as reading a small picture
-        handle = os.open(f"{self.path}/{name}", os.O_RDONLY)
+        handle = os.open(path := f"{self.path}/{name}", os.O_RDONLY)
         try:
             if length is None:
                 length = max(os.fstat(handle).st_size - start, 0)
@@ -46,6 +48,9 @@ class LocalFolder:
             ):
                 data += more  # the system gives at most 2 GB at a time
             return data
+        except OSError as error:  # calls on an open file don't know its name
+            error.filename = path
+            raise
         finally:
             os.close(handle)
 
@@ -53,19 +58,20 @@ class LocalFolder:
         """Write a file whole or not at all: temporary name, sync, rename, sync of the folder."""
         target = self.path / name
         temporary = target.parent / f".{target.name}{TEMPORARY}"
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb", buffering=BUFFER) as file:
-                file.writelines(parts)
-                file.flush()
-                os.fsync(file.fileno())
-                _forget(file.fileno())
-            temporary.replace(target)
-            _sync_folder(target.parent)
-        except OSError as error:
-            with contextlib.suppress(OSError):  # the first error is the one to tell
-                temporary.unlink(missing_ok=True)
-            raise _explained(error, target) from error
+        with writing(target):
+            try:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with _claimed(temporary, target) as file:
+                    file.writelines(parts)
+                    file.flush()
+                    os.fsync(file.fileno())
+                    _forget(file.fileno())
+                    temporary.replace(target)  # before anyone else may empty it
+                _sync_folder(target.parent)
+            except OSError:
+                with contextlib.suppress(OSError):  # the first error is the one to tell
+                    temporary.unlink(missing_ok=True)
+                raise
 
     def exists(self, name: str) -> bool:
         """Say whether a file or folder is there."""
@@ -174,15 +180,37 @@ def read_picture(folder: Folder, name: str) -> bytes:
 def table_bytes(table: pa.Table) -> bytes:
     """Write a table as Parquet; equal tables give equal bytes."""
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd", row_group_size=1 << 13)
+    pq.write_table(
+        table, sink, compression="zstd", row_group_size=1 << 13, write_page_checksum=True
+    )
     return sink.getvalue().to_pybytes()
 
 
-def open_table(folder: Folder, name: str) -> pq.ParquetFile:
+class Table(pq.ParquetFile):
+    """A Parquet file; what is damaged in it is refused with its name, also single flipped bits."""
+
+    def __init__(self, where: str, source: Any, memory_map: bool = False):
+        self.where = where
+        with _intact(where):
+            super().__init__(source, memory_map=memory_map, page_checksum_verification=True)
+
+    def read(self, *args: Any, **more: Any) -> pa.Table:
+        """Read it whole, or some of its columns."""
+        with _intact(self.where):
+            return super().read(*args, **more)
+
+    def read_row_groups(self, *args: Any, **more: Any) -> pa.Table:
+        """Read some of its groups of rows."""
+        with _intact(self.where):
+            return super().read_row_groups(*args, **more)
+
+
+def open_table(folder: Folder, name: str) -> Table:
     """Open a Parquet file for reading, memory-mapped where it lies on disk."""
+    where = f"{folder}/{name}"
     if isinstance(folder, LocalFolder):
-        return pq.ParquetFile(folder.path / name, memory_map=True)
-    return pq.ParquetFile(pa.BufferReader(folder.read(name)))
+        return Table(where, folder.path / name, memory_map=True)
+    return Table(where, pa.BufferReader(folder.read(name)))
 
 
 def read_table(folder: Folder, name: str, columns: list[str] | None = None) -> pa.Table:
@@ -191,7 +219,7 @@ def read_table(folder: Folder, name: str, columns: list[str] | None = None) -> p
         return file.read(columns=columns)
 
 
-def read_rows(file: pq.ParquetFile, start: int, stop: int) -> pa.Table:
+def read_rows(file: Table, start: int, stop: int) -> pa.Table:
     """Read the rows [start, stop) of a table, touching only the row groups that hold them."""
     first = 0
     wanted, skipped = [], 0
@@ -203,6 +231,20 @@ def read_rows(file: pq.ParquetFile, start: int, stop: int) -> pa.Table:
             wanted.append(group)
         first = last
     return file.read_row_groups(wanted).slice(start - skipped, stop - start)
+
+
+@contextlib.contextmanager
+def _intact(where: str) -> Iterator[None]:
+    """Turn what Arrow raises on a damaged file into a refusal that names it."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # no damage, but the system
+            raise
+        raise Refusal(
+            f"{where}: damaged, or no Parquet ({error}); delete that file's folder, and run again "
+            f"what makes it"
+        ) from error
 
 
 def _forget(file: int) -> None:
@@ -223,6 +265,42 @@ def _sync_folder(path: Path) -> None:
         os.close(handle)
 
 
+def _claimed(temporary: Path, target: Path) -> BinaryIO:
+    """Open a temporary file, empty, that no other process writes; what a killed one left is taken.
+
+    Two runs by mistake would else write one file, and the first to be ready would rename it
+    while the other is in the midst of it.
+    """
+    while True:
+        file = temporary.open("ab", buffering=BUFFER)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            raise Refusal(
+                f"cannot write {target}: another run is writing it; wait for that run, or stop it, "
+                f"and run the same command again"
+            ) from None
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                file.close()
+                raise
+        with contextlib.suppress(FileNotFoundError):  # renamed or removed by who had it before
+            if os.path.samestat(os.fstat(file.fileno()), temporary.stat()):
+                file.truncate(0)
+                return file
+        file.close()
+
+
+@contextlib.contextmanager
+def writing(target: Path) -> Iterator[None]:
+    """Let what fails within tell which file could not be written, and what may help."""
+    try:
+        yield
+    except OSError as error:
+        raise _explained(error, target) from error
+
+
 def _explained(error: OSError, target: Path) -> Exception:
     remedies = {
         errno.ENOSPC: "the disk is full; free some space and run the same command again",
@@ -231,10 +309,13 @@ def _explained(error: OSError, target: Path) -> Exception:
         errno.EROFS: "the file system is read-only; choose another folder",
         errno.EACCES: "no permission to write there; choose another folder",
         errno.ENOTDIR: "a part of that path is a file and not a folder",
+        errno.ENOENT: "another run has cleared that folder; run the same command again",
         errno.EEXIST: "a part of that path is a file and not a folder",
     }
     if error.errno in remedies:
         return Refusal(f"cannot write {target}: {remedies[error.errno]}")
+    # calls on an open file don't know its name, and others name the temporary one
+    error.filename, error.filename2 = str(target), None
     return error
 
 

@@ -1,9 +1,11 @@
 """What each command of the command line does, given its parsed arguments."""
 
 import argparse
+import contextlib
 import dataclasses
 import hashlib
 import logging
+import zlib
 from collections.abc import Iterable
 from glob import glob  # takes patterns with a root, which Path.glob does not
 from pathlib import Path
@@ -19,8 +21,9 @@ from chipgen.errors import Refusal
 from chipgen.pipeline import commit
 from chipgen.recipe import build, digest, load, override
 from chipgen.run import encode_json
+from chipgen.sealed import sealed, unsealed
 from chipgen.show import png
-from chipgen.storage import LocalFolder, open_folder, table_bytes
+from chipgen.storage import LocalFolder, open_folder, table_bytes, writing
 from infer import follow, measure, parts
 from infer import proposals as mining
 from infer import tune as tuning
@@ -81,7 +84,9 @@ def detect(args: argparse.Namespace) -> int:
     broken = 0
     with (out.path / LINES).open("ab") as lines:
         if not done and not lines.tell():
-            lines.write(msgspec.json.encode(head) + b"\n")
+            with writing(out.path / LINES):
+                lines.write(checked(head))
+                lines.flush()
         results = detector(left, mode)
         for result in tqdm(results, total=len(left), unit=" pictures", desc="detect"):
             name = str(result.picture)
@@ -92,8 +97,9 @@ def detect(args: argparse.Namespace) -> int:
             if args.draw:
                 _draw(out.path / DRAWN, name, result, detector, args.min_score)
             done[name] = line = line_of(name, result)
-            lines.write(msgspec.json.encode(line) + b"\n")
-            lines.flush()
+            with writing(out.path / LINES):
+                lines.write(checked(line))
+                lines.flush()
     _write_detections(out, [done[file] for file in files if file in done], detector.classes)
     log.info(
         "detect: %d pictures, %d of them broken and left out; %d detections (%s)",
@@ -137,21 +143,41 @@ def line_of(name: str, result: Result) -> dict[str, Any]:
 
 
 def read_lines(out: LocalFolder, head: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Read what an earlier run left, by file; a line that was cut off is dropped."""
+    """Read what an earlier run left, by file; a line that is cut off or damaged is dropped."""
     if not out.exists(LINES):
         return {}
     data = out.read(LINES)
     whole = data[: data.rfind(b"\n") + 1]
     if len(whole) < len(data):
         out.write(LINES, whole)
-    first, *lines = [msgspec.json.decode(line) for line in whole.splitlines()] or [head]
+    first, *lines = [read_checked(line) for line in whole.splitlines()] or [head]
+    if first is None:
+        raise Refusal(f"{out}/{LINES}: its first line is damaged; delete that folder")
+    if lost := lines.count(None):
+        log.warning("%s/%s: %d damaged lines; those pictures are done again", out, LINES, lost)
     differing = [key for key in head if first.get(key) != head[key]]
     if differing:
         raise Refusal(
             f"{out}: holds detections made with another {' and '.join(differing)}; delete it, or "
             f"choose another folder"
         )
-    return {line["file"]: line for line in lines}
+    return {line["file"]: line for line in lines if line is not None and "file" in line}
+
+
+def checked(line: dict[str, Any]) -> bytes:
+    """Write a line of pictures.jsonl, with a checksum of what it says."""
+    return msgspec.json.encode({**line, "crc32": zlib.crc32(msgspec.json.encode(line))}) + b"\n"
+
+
+def read_checked(line: bytes) -> dict[str, Any] | None:
+    """Read a line back; None where it is damaged."""
+    try:
+        read = msgspec.json.decode(line, type=dict)
+    except ValueError:
+        return None
+    crc32 = read.pop("crc32", None)
+    whole = crc32 is None or crc32 == zlib.crc32(msgspec.json.encode(read))
+    return read if whole else None
 
 
 def _write_detections(out: LocalFolder, lines: list[dict], classes: tuple[str, ...]) -> None:
@@ -212,8 +238,10 @@ def evaluate(args: argparse.Namespace) -> int:
     state += dataset.fingerprint(args.data, splits)
     inputs = hashlib.sha256(state.encode()).hexdigest()
     if out.is_file():
-        before = msgspec.json.decode(out.read_bytes())
-        if before.get("inputs") == inputs:
+        before = None
+        with contextlib.suppress(ValueError):  # damaged: measured again
+            before = unsealed(out.read_bytes(), dict)
+        if before and before.get("inputs") == inputs:
             log.info("eval: up to date (%s)", out)
             print(measure.table_of(before))
             return 0
@@ -228,7 +256,7 @@ def evaluate(args: argparse.Namespace) -> int:
     else:
         found = measure.compare(detector, test, modes)
     result = {"inputs": inputs, "model": args.model, "data": args.data, "split": splits, **found}
-    LocalFolder(out.parent).write(out.name, encode_json(result))
+    LocalFolder(out.parent).write(out.name, sealed(result))
     if args.finish:
         parts.remove(folder)
     print(measure.table_of(result))

@@ -173,10 +173,16 @@ def read_state(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if path.is_dir():
         folder = LocalFolder(path).sub("train/checkpoints")
-        state = checkpoint.load_last(folder)
-        if state is None:
+        steps = checkpoint.steps(folder)
+        if not steps:
             raise Refusal(f"{path}: no checkpoint in {folder}; train first, or name a file")
-        return state
+        try:
+            return checkpoint.load(folder, steps[-1])
+        except (OSError, ValueError) as error:  # an older one would give other results
+            raise Refusal(
+                f"{folder}/{checkpoint.file_of(steps[-1])}: damaged ({error}); train with --resume "
+                f"to make it again, or name another checkpoint file"
+            ) from error
     if not path.is_file():
         raise Refusal(f"{path}: no such run folder or checkpoint file")
     try:

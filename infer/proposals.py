@@ -21,7 +21,8 @@ from chipgen import run as run_folder
 from chipgen.dataset import Annotations
 from chipgen.errors import Refusal
 from chipgen.negatives import PROPOSALS
-from chipgen.run import PlanRecord, encode_json
+from chipgen.run import PlanRecord
+from chipgen.sealed import sealed, unsealed
 from chipgen.storage import Folder, open_folder, open_table, read_table, table_bytes
 from infer import stack
 from infer.cascade import Flight, Machine, Window, batches, regions_in
@@ -50,6 +51,7 @@ class Record(msgspec.Struct, frozen=True):
     pictures: int
     rejected: dict[str, str]  # pictures that could not be read, and why
     proposals: int
+    sha256: str = ""  # of the table
 
 
 def inputs_of(record: PlanRecord, model: dict) -> str:
@@ -61,9 +63,13 @@ def inputs_of(record: PlanRecord, model: dict) -> str:
 def finished(run: Folder) -> Record | None:
     """Read what the finished proposals of a run were made from, if there are any."""
     folder = run.sub(FOLDER)
-    if not folder.exists(RECORD):
+    if not folder.exists(RECORD) or not folder.exists(TABLE):
         return None
-    return msgspec.json.decode(folder.read(RECORD), type=Record)
+    try:
+        return unsealed(folder.read(RECORD), Record)
+    except ValueError as error:
+        log.warning("proposals: made again; %s/%s is damaged (%s)", folder, RECORD, error)
+        return None
 
 
 def up_to_date(run: Folder, model: dict) -> bool:
@@ -96,6 +102,7 @@ def make(run: Folder, part: tuple[int, int] | None, finish: bool) -> None:
     model = state["recipe"]["model"]
     if up_to_date(run, model):
         return
+    run_folder.require_whole(run, record)
     inputs = inputs_of(record, model)
     origin = origin_of(inputs, weights)
     reader = run_folder.Reader(run)
@@ -240,14 +247,16 @@ def read_weights(run: Folder) -> tuple[dict[str, Any], str]:
 
 
 def _put_together(folder: Folder, parts: range, inputs: str, weights: str, pictures: int) -> None:
-    tables = [read_table(folder, part_name(n)) for n in parts]
+    tables = [_read_part(folder, n) for n in parts]
     rejected: dict[str, str] = {}
     for table in tables:
         rejected |= msgspec.json.decode(table.schema.metadata[b"rejected"])
     whole = pa.concat_tables([table.replace_schema_metadata() for table in tables])
-    folder.write(TABLE, table_bytes(whole))
-    record = Record(inputs, weights, pictures, rejected, whole.num_rows)
-    folder.write(RECORD, encode_json(record))
+    data = table_bytes(whole)
+    folder.write(TABLE, data)
+    digest = hashlib.sha256(data).hexdigest()
+    record = Record(inputs, weights, pictures, rejected, whole.num_rows, digest)
+    folder.write(RECORD, sealed(record))
     for n in parts:
         folder.remove(part_name(n))
     log.info(
@@ -256,6 +265,20 @@ def _put_together(folder: Folder, parts: range, inputs: str, weights: str, pictu
         pictures - len(rejected),
         len(rejected),
         folder,
+    )
+
+
+def _read_part(folder: Folder, n: int) -> pa.Table:
+    try:
+        table = read_table(folder, part_name(n))
+    except Refusal as refusal:
+        damage = refusal.__cause__ or refusal
+    else:
+        if tuple(table.column_names) == PROPOSALS and b"rejected" in (table.schema.metadata or {}):
+            return table
+        damage = f"columns {', '.join(table.column_names)}"
+    raise Refusal(
+        f"{folder}/{part_name(n)}: damaged ({damage}); delete it, and run the same command again"
     )
 
 
@@ -268,8 +291,11 @@ def is_made(folder: Folder, n: int, origin: dict[bytes, bytes]) -> bool:
     """Say whether a part is there, and of this origin."""
     if not folder.exists(part_name(n)):
         return False
-    with open_table(folder, part_name(n)) as file:
-        metadata = file.schema_arrow.metadata or {}
+    try:
+        with open_table(folder, part_name(n)) as file:
+            metadata = file.schema_arrow.metadata or {}
+    except Refusal:  # damaged
+        return False
     return all(metadata.get(key) == value for key, value in origin.items())
 
 

@@ -6,7 +6,6 @@ is there of them. Ages are those of files by this machine's clock.
 
 import contextlib
 import itertools
-import json
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -16,6 +15,7 @@ from typing import Literal
 from chipgen import pipeline, run, shards
 from chipgen.errors import Refusal
 from chipgen.run import PlanRecord
+from chipgen.sealed import unsealed
 from chipgen.storage import LocalFolder, open_table, read_table
 from infer import parts, proposals
 from train import checkpoint, hold, journal
@@ -125,7 +125,10 @@ def _proposals(folder: LocalFolder, record: PlanRecord, pictures: int) -> Stage:
 
 def _negatives(folder: LocalFolder, record: PlanRecord, mined: bool) -> Stage:
     remedy = f"python -m chipgen negatives {folder}"
-    negative = run.read_negative_record(folder)
+    try:
+        negative = run.read_negative_record(folder)
+    except Refusal as refusal:
+        return Stage("negatives", "begun", str(refusal), remedy)
     if negative is None:
         return Stage("negatives", "-", "", remedy)
     if mined and folder.exists(run.PROPOSALS):
@@ -176,7 +179,10 @@ def _figures(folder: LocalFolder) -> Stage:
         return Stage("eval", "begun", said, remedy if missing else f"{remedy} --finish")
     if not folder.exists("eval.json"):
         return Stage("eval", "-", "", remedy)
-    found = json.loads(folder.read("eval.json"))
+    try:
+        found = unsealed(folder.read("eval.json"), dict)
+    except ValueError as error:
+        return Stage("eval", "begun", f"eval.json is damaged ({error})", remedy)
     said = [
         f"{mode} AP {row['AP']:.1f}" if "AP" in row else f"{mode} AP50 {row['AP50']:.1f}"
         for mode, row in found.items()

@@ -192,3 +192,16 @@ def test_a_folder_that_nobody_can_write_needs_no_lock(folder, monkeypatch):
     monkeypatch.setattr(hold.os, "open", read_only)
     with Hold(folder):
         pass
+
+
+def test_a_lock_that_a_full_disk_takes_no_bytes_of_is_told_and_not_left(folder, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(hold.os, "write", full)
+        with pytest.raises(Refusal, match=r"lock\.json: the disk is full"), Hold(folder):
+            pass
+    assert folder.names() == []
+    with Hold(folder):
+        pass

@@ -229,17 +229,35 @@ def test_the_rows_of_a_joint_index_are_the_samples_of_all_sets(finished):
     assert index.columns["rounds"].max() > 1
 
 
-def test_a_set_that_is_not_finished_is_not_found(copied):
+def test_a_set_that_is_not_finished_is_refused_and_one_that_was_not_begun_is_not_missed(copied):
     (copied / "negative" / shards.MANIFEST).unlink()
+    with pytest.raises(Refusal, match=r"negative: not finished .*write --kind negative"):
+        find_sets(str(copied))
+    assert [one.path.name for one in find_sets(str(copied), negatives=False)] == ["positive"]
+    shutil.rmtree(copied / "negative")
     assert [one.path.name for one in find_sets(str(copied))] == ["positive"]
     (copied / "positive" / shards.MANIFEST).unlink()
     with pytest.raises(Refusal, match=r"shards: no finished set .*python -m chipgen write"):
         find_sets(str(copied))
 
 
+@pytest.mark.parametrize("damage", ["gone", "flipped", "another set's"])
+def test_an_index_that_is_not_the_manifests_is_refused(copied, damage):
+    path = copied / "negative" / shards.INDEX
+    data = path.read_bytes()
+    path.unlink()
+    if damage == "flipped":
+        path.write_bytes(data[:2000] + bytes([data[2000] ^ 1]) + data[2001:])
+    elif damage == "another set's":
+        shutil.copy(copied / "positive" / shards.INDEX, path)
+    with pytest.raises(Refusal, match=rf"{path}: (missing|damaged).*delete {path.parent}, and"):
+        open_index(find_sets(str(copied)))
+
+
 def change_manifest(folder: LocalFolder, change) -> None:
     manifest = json.loads(folder.read(shards.MANIFEST))
     change(manifest)
+    manifest.pop("seal")
     folder.write(shards.MANIFEST, json.dumps(manifest).encode())
 
 

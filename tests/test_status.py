@@ -83,6 +83,7 @@ def test_proposals_are_counted_by_parts(run):
     (home / "proposals.parquet").write_bytes((home / "proposals.parquet").read_bytes() + b" ")
     assert "not of proposals/proposals.parquet" in lines(run)[0]["negatives"]
     record = json.loads((home / "proposals.json").read_bytes())
+    record.pop("seal")
     (home / "proposals.json").write_text(json.dumps({**record, "inputs": "other"}))
     assert "out of date" in lines(run)[0]["proposals"]
 
@@ -139,3 +140,13 @@ def test_an_evaluation_is_counted_by_parts(run):
     found, following = lines(run)
     assert "all parts are made" in found["eval"]
     assert following == f"next: python -m infer eval {run} --data DATA --finish"
+
+
+def test_damaged_records_and_figures_are_told_at_their_stage(run):
+    (run / "plan" / "negative.json").write_text('{"inputs": ')
+    (run / "eval.json").write_text('{"autofocus": ')
+    stages, _ = lines(run)
+    assert "negative.json: damaged" in stages["negatives"]
+    assert stages["negatives"].startswith("begun")
+    assert stages["eval"].startswith("begun")
+    assert "eval.json is damaged" in stages["eval"]

@@ -16,6 +16,7 @@ from test_pipeline import made_up_proposals
 
 from chipgen import shards
 from chipgen.__main__ import main
+from chipgen.errors import Refusal
 from chipgen.storage import read_table
 from train import stream
 from train.order import Index, Order, Planned, find_sets, open_index
@@ -177,6 +178,15 @@ def test_batches_stay_as_they_are_while_they_are_held(index, undisturbed, worker
     for batch, (chips, _) in zip(batches, undisturbed, strict=True):
         held.append((batch, chips))
         assert all(chips_of(index, one) == expected for one, expected in held)
+
+
+def test_too_little_shared_memory_is_told_with_what_helps(index, monkeypatch):
+    def too_little(_tensor):
+        raise RuntimeError("unable to resize file </torch_1> to the right size: File too large")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", too_little)
+    with pytest.raises(Refusal, match=r"cannot share .* MB .*File too large.*lower train\.workers"):
+        loaded(index, workers=1, holds=1)
 
 
 def test_batches_larger_than_what_was_set_aside_for_them_are_whole(index, monkeypatch):

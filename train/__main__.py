@@ -39,9 +39,8 @@ def run(args: argparse.Namespace) -> int:
     from train.settings import load_recipe
 
     recipe = load_recipe(args.recipe, args.overrides)
-    sets = find_sets(args.shards or f"{args.run}/shards")
-    if recipe.train.task == "rpn":
-        sets = sets[:1]  # positives: it is from this training that negatives are mined
+    mines = recipe.train.task == "rpn"  # it is from this training that negatives are mined
+    sets = find_sets(args.shards or f"{args.run}/shards", negatives=not mines)
     index = open_index(sets)
     manifests = [shards.read_manifest(one) for one in sets]
     about: dict[str, Any] = {

@@ -19,7 +19,7 @@ from pathlib import Path
 import msgspec
 
 from chipgen.errors import Refusal
-from chipgen.storage import LocalFolder
+from chipgen.storage import LocalFolder, writing
 
 LOCK = "lock.json"
 BEAT = 5.0  # s between two signs of life
@@ -81,12 +81,19 @@ class Hold:
 
     def _made(self, name: str) -> bool:
         """Make a file that names this run, unless there is one: of several runs, one does."""
+        path = self.folder.path / name
         try:
-            file = os.open(self.folder.path / name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+            file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
         except FileExistsError:
             return False
-        os.write(file, msgspec.json.encode(self.me))
-        os.close(file)
+        try:
+            with writing(path):
+                os.write(file, msgspec.json.encode(self.me))
+        except (OSError, Refusal):
+            self.folder.remove(name)  # empty, it would be somebody's for a while
+            raise
+        finally:
+            os.close(file)
         return True
 
     def _taken_over(self) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 from tqdm import tqdm
 
-from chipgen.storage import LocalFolder
+from chipgen.storage import LocalFolder, writing
 
 LOG = "log.jsonl"
 
@@ -25,7 +25,8 @@ class Journal:
             total=batches, initial=done, unit="batch", desc="training", mininterval=pause
         )
         folder.path.mkdir(parents=True, exist_ok=True)
-        self._file = (folder.path / LOG).open("ab")
+        self._path = folder.path / LOG
+        self._file = self._path.open("ab")
         self._writer = SummaryWriter(str(folder.path / "tensorboard"), purge_step=step + 1)
 
     def __enter__(self) -> "Journal":
@@ -43,8 +44,9 @@ class Journal:
     def write(self, entry: dict[str, Any]) -> None:
         """Log one entry; its numbers also go to TensorBoard."""
         self._bar.set_postfix(refresh=False, loss=f"{entry['loss']:.3f}", lr=f"{entry['lr']:.4f}")
-        self._file.write(msgspec.json.encode(entry) + b"\n")
-        self._file.flush()
+        with writing(self._path):
+            self._file.write(msgspec.json.encode(entry) + b"\n")
+            self._file.flush()
         for name, value in entry.items():
             if isinstance(value, float):
                 self._writer.add_scalar(name, value, entry["step"])

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from chipgen import draws, shards
 from chipgen.errors import Refusal
-from chipgen.storage import Folder, open_folder, read_table
+from chipgen.storage import Folder, open_folder
 
 SHUFFLE = 1 << 24  # stream of draws: the order of an epoch's chips; its batches have the next
 CELL = 64  # canvas px: windows of any size are padded to a multiple, which bounds the shapes
@@ -66,7 +66,10 @@ def open_index(folders: list[Folder]) -> Index:
         ):
             if mine != theirs:
                 raise Refusal(f"{folder}: its {what} differ from those of {folders[0]}")
-    tables = [read_table(folder, shards.INDEX) for folder in folders]
+    tables = [
+        shards.read_index(folder, manifest)
+        for folder, manifest in zip(folders, manifests, strict=True)
+    ]
     table = pa.concat_tables(tables)
     names = table["shard"].combine_chunks().dictionary_encode()
     wanted = ("offset", "length", "crc32", "level", "width", "height", "round", "rounds")
@@ -162,13 +165,20 @@ def from_place(order: Order, epoch: int, number: int, epochs: int) -> Iterator[P
         yield from order.epoch(e)[number if e == epoch else 0 :]
 
 
-def find_sets(shards_folder: str) -> list[Folder]:
-    """Find the finished sets of shards of a run: positive, and negative where it is there."""
+def find_sets(shards_folder: str, negatives: bool = True) -> list[Folder]:
+    """Find the sets of shards of a run: positive, and negative where that was begun."""
     folder: Any = open_folder(shards_folder)
-    found = [folder.sub(kind) for kind in ("positive", "negative")]
-    found = [one for one in found if one.exists(shards.MANIFEST)]
-    if not found:
+    positive, negative = folder.sub("positive"), folder.sub("negative")
+    if not positive.exists(shards.MANIFEST):
         raise Refusal(
-            f"{folder}: no finished set of shards; make one with: python -m chipgen write"
+            f"{folder}: no finished set of shards (no positive/{shards.MANIFEST}); make "
+            f"one with: python -m chipgen write"
         )
-    return found
+    if not negatives or not negative.names():
+        return [positive]
+    if not negative.exists(shards.MANIFEST):  # trained without it, a run would be another
+        raise Refusal(
+            f"{negative}: not finished (no {shards.MANIFEST}); finish it with: python -m chipgen "
+            f"write --kind negative, or delete it to train without negatives"
+        )
+    return [positive, negative]

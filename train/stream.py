@@ -243,7 +243,13 @@ class Stream:
             chips = -(-order.batch // reader.world)
             size = chips * (index.chip_size + MARGIN) ** 2 * 3
             places = torch.empty((workers, AHEAD + holds, size), dtype=torch.uint8)
-            reader.slots = places.share_memory_()
+            try:
+                reader.slots = places.share_memory_()
+            except RuntimeError as error:  # a small /dev/shm, as containers have, or ulimit -f
+                raise Refusal(
+                    f"cannot share {places.nbytes / 1e6:.0f} MB with {workers} loader workers "
+                    f"({error}); give /dev/shm more room, or lower train.workers or train.batch"
+                ) from error
         self._slots = reader.slots
         self._loader = DataLoader(
             reader,

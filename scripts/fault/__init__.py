@@ -1,0 +1,1 @@
+"""What a campaign of faults is made of."""

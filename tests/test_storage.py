@@ -1,0 +1,85 @@
+import errno
+import os
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from chipgen.errors import Refusal
+from chipgen.storage import LocalFolder, open_folder, read_table, table_bytes
+
+
+@pytest.fixture
+def folder(tmp_path):
+    made = LocalFolder(tmp_path)
+    made.write("some.bin", b"some bytes")
+    return made
+
+
+def test_a_read_that_fails_on_an_open_file_names_it(folder, monkeypatch):
+    def broken(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))  # as the kernel tells it: without a name
+
+    monkeypatch.setattr(os, "pread", broken)
+    with pytest.raises(OSError, match=r"some\.bin"):
+        folder.read("some.bin")
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EROFS])
+def test_a_write_that_fails_names_its_file_and_leaves_the_old_one(
+    folder, monkeypatch, number, call
+):
+    def broken(*names):
+        raise OSError(number, os.strerror(number), *(names if call == "replace" else ()))
+
+    monkeypatch.setattr(os, call, broken)
+    with pytest.raises((OSError, Refusal), match=rf"{folder}/some\.bin"):
+        folder.write("some.bin", b"others")
+    monkeypatch.undo()
+    assert folder.read("some.bin") == b"some bytes"
+    assert folder.names() == ["some.bin"]
+
+
+def test_a_flipped_bit_in_the_values_of_a_table_is_refused_with_the_file(tmp_path):
+    values = np.random.default_rng(0).random(4000)
+    data = table_bytes(pa.table({"x": values}))
+    for place in np.random.default_rng(1).integers(1000, 20_000, 20).tolist():
+        (tmp_path / "x.parquet").write_bytes(
+            data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :]
+        )
+        with pytest.raises(Refusal, match=r"x\.parquet: damaged"):
+            read_table(open_folder(tmp_path), "x.parquet")
+
+
+def test_a_table_that_is_cut_off_is_refused_with_the_file(tmp_path):
+    data = table_bytes(pa.table({"x": np.arange(100)}))
+    for size in (0, 3, 100, len(data) - 1):
+        (tmp_path / "x.parquet").write_bytes(data[:size])
+        with pytest.raises(Refusal, match=r"x\.parquet: damaged"):
+            read_table(open_folder(tmp_path), "x.parquet")
+
+
+def test_a_file_that_another_run_is_writing_is_refused_and_stays_that_runs(tmp_path, monkeypatch):
+    sync = os.fsync
+    seen = []
+
+    def second_run(handle):
+        if not seen:
+            seen.append(handle)
+            with pytest.raises(Refusal, match=r"some\.bin: another run is writing it"):
+                LocalFolder(tmp_path).write("some.bin", b"theirs")
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", second_run)
+    LocalFolder(tmp_path).write("some.bin", b"ours")
+    assert seen
+    assert LocalFolder(tmp_path).read("some.bin") == b"ours"
+    assert LocalFolder(tmp_path).names() == ["some.bin"]
+
+
+def test_what_a_killed_run_left_half_written_is_taken_over(folder):
+    (folder.path / ".some.bin.tmp").write_bytes(b"half of something longer")
+    folder.write("some.bin", b"all of it")
+    assert folder.read("some.bin") == b"all of it"
+    assert folder.names() == ["some.bin"]
