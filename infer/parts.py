@@ -91,7 +91,7 @@ def _inputs(folder: Folder, n: int) -> str | None:
     try:
         with open_table(folder, name_of(n)) as file:
             return (file.schema_arrow.metadata or {}).get(b"inputs", b"").decode()
-    except pa.ArrowInvalid:  # damaged: to be made again
+    except Refusal:  # damaged: to be made again
         return None
 
 
