@@ -75,6 +75,11 @@ class LocalFolder:
         """Give a file's size in bytes."""
         return (self.path / name).stat().st_size
 
+    def version(self, name: str) -> str:
+        """Say what changes when a file is written anew, without reading it."""
+        found = (self.path / name).stat()
+        return f"{found.st_size} {found.st_mtime_ns}"
+
     def names(self) -> list[str]:
         """List what lies directly in the folder, sorted; empty where there is no folder."""
         return sorted(p.name for p in self.path.iterdir()) if self.path.is_dir() else []
@@ -129,6 +134,12 @@ class RemoteFolder:
         with _told(self.url):
             return self.fs.size(f"{self.path}/{name}")
 
+    def version(self, name: str) -> str:
+        """Say what changes when an object is written anew, without reading it."""
+        self.fs.invalidate_cache()
+        with _told(self.url):
+            return str(self.fs.ukey(f"{self.path}/{name}"))
+
     def names(self) -> list[str]:
         """List what lies directly in the folder, sorted; empty where there is nothing."""
         self.fs.invalidate_cache()
@@ -182,7 +193,8 @@ def open_table(folder: Folder, name: str) -> pq.ParquetFile:
     """Open a Parquet file for reading, memory-mapped where it lies on disk."""
     if isinstance(folder, LocalFolder):
         return pq.ParquetFile(folder.path / name, memory_map=True)
-    return pq.ParquetFile(pa.BufferReader(folder.read(name)))
+    with _told(folder.url):
+        return pq.ParquetFile(folder.fs.open(f"{folder.path}/{name}", "rb"))
 
 
 def read_table(folder: Folder, name: str, columns: list[str] | None = None) -> pa.Table:

@@ -26,7 +26,8 @@ import webdataset
 from chipgen import dataset, pipeline, pool, run, shards
 from chipgen.storage import LocalFolder, open_folder, read_table
 from train import loop, settings
-from train.order import Index, Order, find_sets, open_index
+from train.index import Index, find_sets, open_index
+from train.order import Order
 from train.processes import Processes, device_name, joined
 from train.stream import ChipReader, Stream
 
