@@ -5,11 +5,13 @@ Both classes offer the same few calls; names are relative, with "/" between thei
 
 import contextlib
 import errno
+import hashlib
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,6 +19,8 @@ import pyarrow.parquet as pq
 from chipgen.errors import PictureError, Refusal
 
 BUFFER = 1 << 20  # bytes: shards come in thousands of small parts
+BLOCK = 1 << 26  # bytes of a large file that are read at a time
+ROW_GROUP = 1 << 13  # rows of a Parquet table that can be read by themselves
 TEMPORARY = ".tmp"  # suffix of a file that is being written; the first dot hides it as well
 
 
@@ -51,21 +55,29 @@ class LocalFolder:
 
     def write(self, name: str, *parts: bytes) -> None:
         """Write a file whole or not at all: temporary name, sync, rename, sync of the folder."""
+        with self.create(name) as file:
+            file.writelines(parts)
+
+    @contextlib.contextmanager
+    def create(self, name: str) -> Iterator[BinaryIO]:
+        """Open a file to be written, which is there when the block has ended without an error."""
         target = self.path / name
         temporary = target.parent / f".{target.name}{TEMPORARY}"
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             with temporary.open("wb", buffering=BUFFER) as file:
-                file.writelines(parts)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
                 _forget(file.fileno())
             temporary.replace(target)
             _sync_folder(target.parent)
-        except OSError as error:
+        except BaseException as error:
             with contextlib.suppress(OSError):  # the first error is the one to tell
                 temporary.unlink(missing_ok=True)
-            raise _explained(error, target) from error
+            if isinstance(error, OSError):
+                raise _explained(error, target) from error
+            raise
 
     def exists(self, name: str) -> bool:
         """Say whether a file or folder is there."""
@@ -122,6 +134,18 @@ class RemoteFolder:
         """Write an object whole."""
         with _told(self.url):
             self.fs.pipe_file(f"{self.path}/{name}", b"".join(parts))
+
+    @contextlib.contextmanager
+    def create(self, name: str) -> Iterator[BinaryIO]:
+        """Open an object to be written, which is there when the block has ended without an error.
+
+        It is written to a temporary file first: stores differ in what a broken upload leaves.
+        """
+        with tempfile.NamedTemporaryFile() as file:
+            yield file
+            file.flush()
+            with _told(self.url):
+                self.fs.put_file(file.name, f"{self.path}/{name}")
 
     def exists(self, name: str) -> bool:
         """Say whether an object or folder is there, asking the store and not a cache."""
@@ -184,9 +208,67 @@ def read_picture(folder: Folder, name: str) -> bytes:
 
 def table_bytes(table: pa.Table) -> bytes:
     """Write a table as Parquet; equal tables give equal bytes."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd", row_group_size=1 << 13)
-    return sink.getvalue().to_pybytes()
+    buffer = pa.BufferOutputStream()
+    sink = TableSink(buffer, table.schema)
+    sink.add(table)
+    sink.end()
+    return buffer.getvalue().to_pybytes()
+
+
+@contextlib.contextmanager
+def create_table(folder: Folder, name: str, schema: pa.Schema) -> Iterator["TableSink"]:
+    """Write a table as Parquet, rows as they come; it has its name once the block has ended well.
+
+    Equal tables give equal bytes, those of `table_bytes`, in whatever portions they come.
+    """
+    with folder.create(name) as file:
+        sink = TableSink(file, schema)
+        try:
+            yield sink
+        finally:
+            sink.end()  # also of a file that will not stay: its writer must not outlive it
+
+
+class TableSink:
+    """Takes the rows of a table, and puts them out in groups of one size."""
+
+    def __init__(self, file: BinaryIO | pa.NativeFile, schema: pa.Schema):
+        self.rows = 0
+        self._schema = schema
+        self._writer = pq.ParquetWriter(file, schema, compression="zstd")
+        self._waiting: list[pa.Table] = []  # less than a group
+        self._count = 0  # of rows waiting
+
+    def add(self, table: pa.Table) -> None:
+        """Take some rows."""
+        self._waiting.append(table.cast(self._schema))
+        self._count += table.num_rows
+        self.rows += table.num_rows
+        if self._count < ROW_GROUP:
+            return
+        whole = pa.concat_tables(self._waiting)
+        full = self._count // ROW_GROUP * ROW_GROUP
+        for start in range(0, full, ROW_GROUP):
+            self._put(whole.slice(start, ROW_GROUP))
+        self._waiting, self._count = [whole.slice(full)], self._count - full
+
+    def end(self) -> None:
+        """Put out what is waiting."""
+        if self._count or not self.rows:
+            self._put(pa.concat_tables([self._schema.empty_table(), *self._waiting]))
+        self._writer.close()
+
+    def _put(self, group: pa.Table) -> None:
+        # in one piece: pages begin anew with each
+        self._writer.write_table(group.combine_chunks(), row_group_size=ROW_GROUP)
+
+
+def digest_of(folder: Folder, name: str) -> str:
+    """Hash a file of any size: sha256 as hex digits."""
+    state = hashlib.sha256()
+    for start in range(0, folder.size(name), BLOCK):
+        state.update(folder.read(name, start, BLOCK))
+    return state.hexdigest()
 
 
 def open_table(folder: Folder, name: str) -> pq.ParquetFile:

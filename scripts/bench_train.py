@@ -74,8 +74,7 @@ def written(annotations: dataset.Annotations, folder: Path, recipe: str, *overri
     """Write the positive shards of a recipe, and open their index."""
     chosen = run.load_recipe(recipe, overrides)
     target = open_folder(folder)
-    planned, chips = run.make(annotations, chosen.chips)
-    record = run.save_plan(target, "bench", planned, chosen, chips)
+    record = run.save_plan(target, "bench", [annotations], chosen)
     job = pipeline.open_job(target, "positive", record, chosen)
     pool.run(job, pipeline.unfinished_groups(job), WORKERS, lambda pictures: None)
     pipeline.finish(job)

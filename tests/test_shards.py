@@ -17,9 +17,8 @@ def written(tmp_path, store="source", pictures=12, **chips):
     """Plan and write a made-up data set; gives the run folder and the positive set."""
     data = made_up.coco(tmp_path / "data", pictures)
     recipe = run.load_recipe(str(made_up.recipe(tmp_path / "r.toml", store, **chips)))
-    annotations, table = run.make(dataset.read(str(data), ["train"]), recipe.chips)
     folder = open_folder(tmp_path / "run")
-    record = run.save_plan(folder, "test", annotations, recipe, table)
+    record = run.save_plan(folder, "test", dataset.parts(str(data), ["train"]), recipe)
     job = pipeline.open_job(folder, "positive", record, recipe)
     pool.run(job, pipeline.unfinished_groups(job), 1, lambda pictures: None)
     pipeline.finish(job)
