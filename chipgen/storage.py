@@ -209,20 +209,22 @@ def read_picture(folder: Folder, name: str) -> bytes:
 def table_bytes(table: pa.Table) -> bytes:
     """Write a table as Parquet; equal tables give equal bytes."""
     buffer = pa.BufferOutputStream()
-    sink = TableSink(buffer, table.schema)
+    sink = TableSink(buffer, table.schema, ROW_GROUP)
     sink.add(table)
     sink.end()
     return buffer.getvalue().to_pybytes()
 
 
 @contextlib.contextmanager
-def create_table(folder: Folder, name: str, schema: pa.Schema) -> Iterator["TableSink"]:
+def create_table(
+    folder: Folder, name: str, schema: pa.Schema, group: int = ROW_GROUP
+) -> Iterator["TableSink"]:
     """Write a table as Parquet, rows as they come; it has its name once the block has ended well.
 
     Equal tables give equal bytes, those of `table_bytes`, in whatever portions they come.
     """
     with folder.create(name) as file:
-        sink = TableSink(file, schema)
+        sink = TableSink(file, schema, group)
         try:
             yield sink
         finally:
@@ -232,8 +234,9 @@ def create_table(folder: Folder, name: str, schema: pa.Schema) -> Iterator["Tabl
 class TableSink:
     """Takes the rows of a table, and puts them out in groups of one size."""
 
-    def __init__(self, file: BinaryIO | pa.NativeFile, schema: pa.Schema):
+    def __init__(self, file: BinaryIO | pa.NativeFile, schema: pa.Schema, group: int):
         self.rows = 0
+        self._group = group
         self._schema = schema
         self._writer = pq.ParquetWriter(file, schema, compression="zstd")
         self._waiting: list[pa.Table] = []  # less than a group
@@ -244,12 +247,12 @@ class TableSink:
         self._waiting.append(table.cast(self._schema))
         self._count += table.num_rows
         self.rows += table.num_rows
-        if self._count < ROW_GROUP:
+        if self._count < self._group:
             return
         whole = pa.concat_tables(self._waiting)
-        full = self._count // ROW_GROUP * ROW_GROUP
-        for start in range(0, full, ROW_GROUP):
-            self._put(whole.slice(start, ROW_GROUP))
+        full = self._count // self._group * self._group
+        for start in range(0, full, self._group):
+            self._put(whole.slice(start, self._group))
         self._waiting, self._count = [whole.slice(full)], self._count - full
 
     def end(self) -> None:
@@ -260,7 +263,7 @@ class TableSink:
 
     def _put(self, group: pa.Table) -> None:
         # in one piece: pages begin anew with each
-        self._writer.write_table(group.combine_chunks(), row_group_size=ROW_GROUP)
+        self._writer.write_table(group.combine_chunks(), row_group_size=self._group)
 
 
 def digest_of(folder: Folder, name: str) -> str:

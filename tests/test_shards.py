@@ -178,11 +178,11 @@ def damage_byte(path):
 @pytest.mark.parametrize(
     ("file", "damage", "told"),
     [
-        ("positive-000001.tar", lambda p: p.unlink(), "positive-000001.tar: missing"),
-        ("positive-000001.tar", damage_byte, "at byte 0: crc32"),
-        ("positive-000001.tar", lambda p: p.write_bytes(p.read_bytes()[:5000]), "cut off"),
-        ("positive-000001.tar", lambda p: p.write_bytes(b""), "0 bytes"),
-        ("positive-999999.tar", lambda p: p.write_bytes(b"x"), "not in the manifest"),
+        ("000/positive-000001.tar", lambda p: p.unlink(), "000/positive-000001.tar: missing"),
+        ("000/positive-000001.tar", damage_byte, "at byte 0: crc32"),
+        ("000/positive-000001.tar", lambda p: p.write_bytes(p.read_bytes()[:5000]), "cut off"),
+        ("000/positive-000001.tar", lambda p: p.write_bytes(b""), "0 bytes"),
+        ("000/positive-999999.tar", lambda p: p.write_bytes(b"x"), "not in the manifest"),
         ("index.parquet", lambda p: p.unlink(), "index.parquet: missing"),
         ("index.parquet", lambda p: p.write_bytes(b"PAR1"), "index.parquet: sha256"),
         ("rejects.parquet", lambda p: p.write_bytes(b""), "rejects.parquet: sha256"),
