@@ -31,7 +31,7 @@ TRAIN := $(if $(filter-out 1,$(GPUS)),-m torch.distributed.run --standalone --np
 
 KERNEL_TESTS := $(addprefix tests/test_,$(addsuffix .py,cover plan negatives geometry resample draws focus stack warp))
 
-.PHONY: help env scenes own-recipe chips train eval cluster test test-cluster lint bench-chips bench-train bench-infer claims faults gpu-check clean
+.PHONY: help env scenes own-recipe chips train eval cluster test test-cluster lint bench-chips bench-train bench-infer scale claims faults gpu-check clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -102,6 +102,9 @@ bench-train: env  ## measure the trainer: loader, step, and epochs against other
 bench-infer: train  ## measure inference with the trained detector, and its limits
 	@$(PY) scripts/bench_infer.py "$(RUN)" --recipe "$(RECIPE)" --data "$(SOURCE)" \
 	  --split $(SPLIT_EVAL) --out runs/bench/infer.json
+
+scale: env  ## how it scales: a table on paper; PICTURES=10000000 tries plan and order on made-up ones
+	@$(PY) scripts/scale.py --out runs/scale.json $(if $(PICTURES),--simulate $(PICTURES))
 
 claims: env  ## train the scenes by each strategy and three seeds (hours); goes on where it was stopped
 	@$(PY) scripts/make_scenes.py data/scenes-small --size small --workers $(WORKERS)

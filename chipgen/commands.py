@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import hashlib
 import logging
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from chipgen.errors import PictureError, Refusal
 from chipgen.recipe import digest
 from chipgen.run import Plan, PlanRecord, Recipe
 from chipgen.sealed import sealed
-from chipgen.storage import Folder, open_folder, open_table, read_table
+from chipgen.storage import Folder, Table, digest_of, open_folder, open_table, read_table
 
 DEFAULT_RECIPE = "sniper"
 SHEET = 24  # chips on a contact sheet
@@ -58,9 +59,15 @@ def plan(args: argparse.Namespace) -> int:
                 f"{run}: holds the shards of another recipe or data; delete {run.sub('shards')}, "
                 f"or choose another run folder"
             )
-    planned = _plan_of_data(args, recipe)
-    run_folder.save_plan(run, inputs, planned.annotations, recipe, planned.chips["positive"])
-    _report(args, figures.of_plan(planned.annotations, recipe.chips, planned.chips))
+    log.info("reading %s (%s)", args.data, args.split)
+    tally = figures.Tally(recipe.chips)
+
+    def count(annotations: dataset.Annotations, chips: pa.Table) -> None:
+        tally.add(annotations, {"positive": chips})
+
+    parts = _usable(args.data, dataset.parts(args.data, splits))
+    record = run_folder.save_plan(run, inputs, parts, recipe, count)
+    _report(args, tally.figures(*_rejected(run, record)))
     return 0
 
 
@@ -77,30 +84,36 @@ def negatives(args: argparse.Namespace) -> int:
     if args.proposals is None and recipe.chips.mines:
         run_folder.require_whole_proposals(run)
     if where:
-        folder, name = _locate(where)
         try:
-            data = folder.read(name)
+            data = digest_of(*_locate(where))
         except FileNotFoundError as error:
             raise Refusal(f"proposals {where}: no such file") from error
     inputs = run_folder.negative_inputs(record, recipe.negatives, data)
-    del data  # may be large
     before = run_folder.read_negative_record(run)
     if before is not None and before.inputs == inputs:
         log.info("negatives: up to date (%s)", run)
         return 0
     if where:
-        proposals = _read_proposals(*_locate(where))
-    planned = run_folder.read_plan(run)
-    chips = negatives_module.mine(
-        planned.annotations,
-        planned.chips["positive"],
-        proposals,
-        recipe.chips,
-        recipe.negatives,
-    )
-    run_folder.save_negatives(run, inputs, chips)
-    pictures = len(np.unique(chips["picture"].to_numpy()))
-    log.info("negatives: %d chips of %d pictures", chips.num_rows, pictures)
+        ids = run_folder.Reader(run).picture_ids()
+        proposals = negatives_module.ProposalReader(_open_proposals(*_locate(where)), ids)
+    counts = {"chips": 0, "pictures": 0}
+
+    def mined() -> Iterator[pa.Table]:
+        for first, annotations, of_part in run_folder.parts_of(run, record):
+            last = first + len(annotations.picture_ids)
+            chips = negatives_module.mine(
+                annotations,
+                of_part["positive"],
+                proposals.of(first, last) if proposals else None,
+                recipe.chips,
+                recipe.negatives,
+            )
+            counts["chips"] += chips.num_rows
+            counts["pictures"] += len(np.unique(chips["picture"].to_numpy()))
+            yield run_folder.moved(chips, first)
+
+    run_folder.save_negatives(run, inputs, mined())
+    log.info("negatives: %d chips of %d pictures", counts["chips"], counts["pictures"])
     return 0
 
 
@@ -172,8 +185,7 @@ def verify(args: argparse.Namespace) -> int:
 
 def stats(args: argparse.Namespace) -> int:
     """Print the figures of a plan."""
-    planned = _plan_of_run_or_data(args)
-    result = figures.of_plan(planned.annotations, planned.recipe.chips, planned.chips)
+    result = _figures_of_run_or_data(args)
     if args.run is not None:
         manifests = [shards.read_manifest(one) for one in _sets(open_folder(args.run))]
         result["shards"] = sum(len(m.shards) for m in manifests)
@@ -251,6 +263,19 @@ def suggest(args: argparse.Namespace) -> int:
     return 0
 
 
+def _figures_of_run_or_data(args: argparse.Namespace) -> dict[str, Any]:
+    """Compute the figures of a plan; that of a run folder is read in parts."""
+    if args.run is None or args.data is not None or args.recipe or args.overrides:
+        planned = _plan_of_run_or_data(args)
+        return figures.of_plan(planned.annotations, planned.recipe.chips, planned.chips)
+    run = open_folder(args.run)
+    record = run_folder.read_record(run)
+    tally = figures.Tally(run_folder.recipe_of(record).chips)
+    for _, annotations, chips in run_folder.parts_of(run, record):
+        tally.add(annotations, chips)
+    return tally.figures(*_rejected(run, record))
+
+
 def _plan_of_run_or_data(args: argparse.Namespace) -> Plan:
     """Give the plan of a run folder, or one made on the spot from --data."""
     if (args.run is None) == (args.data is None):
@@ -267,10 +292,7 @@ def _plan_of_run_or_data(args: argparse.Namespace) -> Plan:
 def _plan_of_data(args: argparse.Namespace, recipe: Recipe) -> Plan:
     log.info("reading %s (%s)", args.data, args.split)
     annotations = dataset.read(args.data, _splits(args))
-    if not len(annotations.picture_ids):
-        raise Refusal(
-            f"data set {args.data}: not one usable picture ({_first_reject(annotations)})"
-        )
+    list(_usable(args.data, [annotations]))
     log.info("planning %d pictures", len(annotations.picture_ids))
     annotations, chips = run_folder.make(annotations, recipe.chips)
     return Plan(None, annotations, recipe, {"positive": chips})
@@ -287,11 +309,23 @@ def _record_before(run: Folder) -> PlanRecord | None:
         return None
 
 
-def _first_reject(annotations: dataset.Annotations) -> str:
-    if not annotations.rejects.num_rows:
-        return "it lists none"
-    first = annotations.rejects.slice(0, 1).to_pylist()[0]
-    return f"the first reject: {first['file']}: {first['reason']} {first['detail']}"
+def _usable(where: str, parts: Iterable[dataset.Annotations]) -> Iterator[dataset.Annotations]:
+    """Hand parts on; refuses a data set that has not one picture in all of them."""
+    pictures, rejected = 0, "it lists none"
+    for part in parts:
+        if not pictures and part.rejects.num_rows:
+            first = part.rejects.slice(0, 1).to_pylist()[0]
+            rejected = f"the first reject: {first['file']}: {first['reason']} {first['detail']}"
+        pictures += len(part.picture_ids)
+        yield part
+    if not pictures:
+        raise Refusal(f"data set {where}: not one usable picture ({rejected})")
+
+
+def _rejected(run: Folder, record: PlanRecord) -> tuple[dict[str, int], int]:
+    """Give what a plan has rejected, by reason, and how many boxes it has cut."""
+    rejects = read_table(run.sub("plan"), "rejects.parquet", ["annotation_id", "reason"])
+    return figures.reject_counts(rejects), record.listed["clipped"]
 
 
 def _recipe_of_run(args: argparse.Namespace, record: PlanRecord) -> Recipe:
@@ -325,9 +359,9 @@ def _locate(path: str) -> tuple[Folder, str]:
     return open_folder(parent or ("/" if slash else ".")), name
 
 
-def _read_proposals(folder: Folder, name: str) -> pa.Table:
+def _open_proposals(folder: Folder, name: str) -> Table:
     try:
-        return read_table(folder, name)
+        return open_table(folder, name)
     except Refusal as refusal:
         cause = refusal.__cause__ or refusal
         raise Refusal(

@@ -20,7 +20,7 @@ from chipgen import boxes as box_math
 from chipgen import coco, layout, voc
 from chipgen.errors import Refusal
 from chipgen.raw import RawSplit
-from chipgen.storage import Folder, LocalFolder
+from chipgen.storage import Folder, LocalFolder, digest_of
 
 PICTURES = pa.schema(
     {
@@ -125,25 +125,46 @@ class Annotations:
 
 def read(where: str, splits: Sequence[str]) -> Annotations:
     """Read splits of the data set at a path or URL; the README shows the layouts that it knows."""
+    whole = join(list(parts(where, splits)))
+    again = repeats(whole.picture_ids)
+    rejects = reject_repeats(whole.take(np.flatnonzero(again)))
+    return dataclasses.replace(
+        whole.take(np.flatnonzero(~again)),
+        rejects=pa.concat_tables([whole.rejects, rejects]).combine_chunks(),
+    )
+
+
+def parts(where: str, splits: Sequence[str]) -> Iterator[Annotations]:
+    """Read splits file by file; a picture may be in several, see `repeats`."""
     found = layout.find(where)
     named = [found.split(name) for name in splits]
     if len(set(named)) < len(named):
         raise Refusal(f"--split {','.join(splits)}: names one split twice")
-    reader = {"coco": coco.read_split, "voc": voc.read_split}[found.style]
-    raws = [reader(found, split) for split in named]
-    for name, one in zip(splits, raws, strict=True):
-        if one.classes != raws[0].classes:
-            raise Refusal(
-                f"{where}: the classes of split {name} are not those of {splits[0]}; "
-                f"splits that are read together must list the same categories"
-            )
+    read_split = {"coco": coco.read_split, "voc": voc.read_split}[found.style]
     folders = [found.picture_folder(split) for split in named]
-    parts = [
-        _check(one, name, root) for root, (name, one) in enumerate(zip(splits, raws, strict=True))
-    ]
-    for folder, part in zip(folders, parts, strict=True):
-        _require_some_pictures(folder, part.pictures["file"].to_pylist())
-    return _join(parts, tuple(map(_absolute, folders)))
+    roots = tuple(map(_absolute, folders))
+    classes = None
+    for root, (name, split) in enumerate(zip(splits, named, strict=True)):
+        missing: list[str] = []  # pictures that were looked for, until one is found
+        for one in found.files(split):
+            raw = read_split(found, one)
+            classes = classes or raw.classes
+            if raw.classes != classes:
+                raise Refusal(
+                    f"{where}: the classes of split {name} ({one.annotations}) are not those of "
+                    f"{splits[0]}; what is read together must list the same categories"
+                )
+            part = _check(raw, name, root)
+            if missing is not None:
+                sample = _sample(part.pictures["file"])
+                there = any(folders[root].exists(file) for file in sample)
+                missing = None if there else missing + sample
+            yield dataclasses.replace(part, roots=roots)
+        if missing:
+            raise Refusal(
+                f"picture folder {folders[root]}: has none of {len(missing)} pictures that the "
+                f"annotations name, such as {missing[0]}; a dataset.toml can name the right folder"
+            )
 
 
 def picture_folders(where: str, splits: Sequence[str]) -> tuple[str, ...]:
@@ -165,7 +186,7 @@ def fingerprint(where: str, splits: Sequence[str]) -> str:
         state.update(f"{found.style} {found.classes} {split}\n".encode())
         for folder, name in _annotation_files(found, split):
             try:
-                state.update(hashlib.sha256(folder.read(name)).digest())
+                state.update(bytes.fromhex(digest_of(folder, name)))
             except FileNotFoundError as error:
                 raise Refusal(f"annotations {folder}/{name}: no such file") from error
     return state.hexdigest()
@@ -173,7 +194,7 @@ def fingerprint(where: str, splits: Sequence[str]) -> str:
 
 def _annotation_files(found: layout.Layout, split: layout.Split) -> list[tuple[Folder, str]]:
     if found.style == "coco":
-        return [found.part(split.annotations)]
+        return [found.part(one.annotations) for one in found.files(split)]
     folder, name = found.part(split.annotations)
     folder = folder.sub(name)
     lists = [found.part(split.names)] if split.names else []
@@ -301,42 +322,39 @@ def _rejects(raw: RawSplit, picture_reasons: np.ndarray, reasons: np.ndarray) ->
     return rejected(rows)
 
 
-def _require_some_pictures(folder: Folder, files: list[str]) -> None:
-    """Refuse a picture folder in which none of 20 pictures exists: it is the wrong one."""
-    sample = files[:: max(1, len(files) // 20)][:20]
-    if sample and not any(folder.exists(name) for name in sample):
-        raise Refusal(
-            f"picture folder {folder}: has none of {len(sample)} pictures that the annotations "
-            f"name, such as {sample[0]}; a dataset.toml can name the right folder"
-        )
+def _sample(files: pa.ChunkedArray) -> list[str]:
+    """Choose up to 20 pictures; where none of them exists, the picture folder is the wrong one."""
+    return files.take(np.arange(0, len(files), max(1, len(files) // 20))[:20]).to_pylist()
 
 
-def _join(parts: list[Annotations], roots: tuple[str, ...]) -> Annotations:
-    """Put the splits behind one another; a picture id that an earlier split has is rejected."""
-    seen = np.zeros(0, np.int64)
-    unique, rejects = [], [part.rejects for part in parts]
-    for part in parts:
-        again = np.isin(part.picture_ids, seen)
-        unique.append(part.take(np.flatnonzero(~again)))
-        repeated = part.take(np.flatnonzero(again))
-        rejects.append(
-            reject_pictures(repeated.each(), "duplicate_picture_id", "in an earlier split")
-        )
-        seen = np.concatenate([seen, part.picture_ids])
-    ends = np.cumsum([0] + [len(part.boxes) for part in unique])
-    shifted = [part.offsets[1:] + end for part, end in zip(unique, ends[:-1], strict=True)]
+def join(parts: list[Annotations]) -> Annotations:
+    """Put parts of a data set behind one another."""
+    ends = np.cumsum([0] + [len(part.boxes) for part in parts])
+    shifted = [part.offsets[1:] + end for part, end in zip(parts, ends[:-1], strict=True)]
     return Annotations(
-        pictures=pa.concat_tables([part.pictures for part in unique]).combine_chunks(),
+        pictures=pa.concat_tables([part.pictures for part in parts]).combine_chunks(),
         offsets=np.concatenate([[0], *shifted]).astype(np.int64),
-        boxes=np.concatenate([part.boxes for part in unique]),
-        labels=np.concatenate([part.labels for part in unique]),
-        crowd=np.concatenate([part.crowd for part in unique]),
-        annotation_ids=np.concatenate([part.annotation_ids for part in unique]),
+        boxes=np.concatenate([part.boxes for part in parts]),
+        labels=np.concatenate([part.labels for part in parts]),
+        crowd=np.concatenate([part.crowd for part in parts]),
+        annotation_ids=np.concatenate([part.annotation_ids for part in parts]),
         classes=parts[0].classes,
-        roots=roots,
-        rejects=pa.concat_tables(rejects).combine_chunks(),
+        roots=parts[0].roots,
+        rejects=pa.concat_tables([part.rejects for part in parts]).combine_chunks(),
         listed={key: sum(part.listed[key] for part in parts) for key in parts[0].listed},
     )
+
+
+def repeats(picture_ids: np.ndarray) -> np.ndarray:
+    """Say which pictures have an id that an earlier one has, (P,) bool."""
+    again = np.ones(len(picture_ids), bool)
+    again[np.unique(picture_ids, return_index=True)[1]] = False
+    return again
+
+
+def reject_repeats(pictures: Annotations) -> pa.Table:
+    """Make the rejects of pictures whose id another part of the data set has taken."""
+    return reject_pictures(pictures.each(), "duplicate_picture_id", "in an earlier split or file")
 
 
 def reject_pictures(pictures: Iterable[Picture], reason: str, detail: str) -> pa.Table:

@@ -1,8 +1,9 @@
 """Finds the parts of a data set: COCO or VOC folders, or whatever a dataset.toml names."""
 
+import fnmatch
 import re
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from chipgen.errors import Refusal
 from chipgen.recipe import build
@@ -18,7 +19,7 @@ KNOWN = (
 class Split:
     """One split as a dataset.toml names it; paths are relative to that file, or whole."""
 
-    annotations: str  # a COCO json, or a folder of VOC xml files
+    annotations: str  # a COCO json, or several as part-*.json; or a folder of VOC xml files
     pictures: str  # the folder of the pictures
     names: str = ""  # VOC only: a text file that names the split's pictures, one a line
 
@@ -41,6 +42,19 @@ class Layout:
             return self.splits[alike[0]]
         known = ", ".join(sorted(self.splits)) or "none"
         raise Refusal(f"{self.folder}: no split {name!r}; there is {known} (see --split)")
+
+    def files(self, split: Split) -> list[Split]:
+        """Give a split as one for each of its files of annotations, in the order of names."""
+        folder, name = self.part(split.annotations)
+        parent, _, pattern = name.rpartition("/")
+        if self.style != "coco" or "*" not in pattern:
+            return [split]
+        names = (folder.sub(parent) if parent else folder).names()
+        found = fnmatch.filter(names, pattern)
+        if not found:
+            raise Refusal(f"annotations {split.annotations}: no such file in {folder}")
+        stem = split.annotations.removesuffix(pattern)
+        return [replace(split, annotations=stem + one) for one in sorted(found)]
 
     def part(self, path: str) -> tuple[Folder, str]:
         """Resolve a path of a split into its folder and the name in it."""

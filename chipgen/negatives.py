@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from chipgen import boxes as box_math
 from chipgen import draws
@@ -26,6 +27,7 @@ from chipgen.plan import (
 from chipgen.pyramid import in_range
 
 PROPOSALS = ("picture_id", "level", "x1", "y1", "x2", "y2", "score")
+FOREIGN = "proposals: none is of a picture of this plan; made from other data?"
 SHUFFLE = 1 << 20  # stream of draws; the variants of a plan use the low ones
 
 
@@ -77,23 +79,64 @@ def mine(
     return _in_rounds(annotations, canvases, rows, chips.seed, settings.per_picture)
 
 
+class ProposalReader:
+    """Reads the proposals of some pictures at a time out of a Parquet file in whatever order.
+
+    It knows which pictures each of the file's groups of rows is about. Those of a run's own file,
+    which has the order of the plan, are about neighbours; of others, most may be read each time.
+    """
+
+    def __init__(self, file: pq.ParquetFile, picture_ids: np.ndarray):
+        _require_columns(file.schema_arrow.names)
+        self._file = file
+        self._by_id = np.argsort(picture_ids, kind="stable").astype(np.int32)
+        self._ids = picture_ids[self._by_id]
+        spans = [self._span(group) for group in range(file.num_row_groups)]
+        self._spans = np.array(spans, np.int64).reshape(-1, 2)
+        if file.metadata.num_rows and (self._spans[:, 0] >= self._spans[:, 1]).all():
+            raise Refusal(FOREIGN)
+
+    def of(self, first: int, last: int) -> pa.Table:
+        """Give the proposals of the pictures in rows [first, last) of the plan, and some others."""
+        wanted = np.flatnonzero((self._spans[:, 0] < last) & (first < self._spans[:, 1]))
+        kept = [self._schema().empty_table()]
+        for group in wanted.tolist():
+            table = self._file.read_row_group(group, columns=list(PROPOSALS))
+            rows = self._rows(table["picture_id"].to_numpy())
+            kept.append(table.filter(pa.array((first <= rows) & (rows < last))))
+        return pa.concat_tables(kept)
+
+    def _schema(self) -> pa.Schema:
+        return pa.schema([self._file.schema_arrow.field(name) for name in PROPOSALS])
+
+    def _span(self, group: int) -> tuple[int, int]:
+        """Give the first and end row of the pictures that a group of rows is about."""
+        table = self._file.read_row_group(group, columns=["picture_id"])
+        rows = self._rows(table["picture_id"].to_numpy())
+        rows = rows[rows >= 0]
+        return (int(rows.min()), int(rows.max()) + 1) if len(rows) else (0, 0)
+
+    def _rows(self, ids: np.ndarray) -> np.ndarray:
+        """Give the row of the plan of each picture id, -1 for one that is not there."""
+        if not len(self._ids):
+            return np.full(len(ids), -1)
+        place = np.minimum(np.searchsorted(self._ids, ids), len(self._ids) - 1)
+        return np.where(self._ids[place] == ids, self._by_id[place], -1)
+
+
 def sort(annotations: Annotations, table: pa.Table, min_score: float) -> Proposals:
     """Put proposals in the order of the pictures, cut to their pictures."""
-    missing = [name for name in PROPOSALS if name not in table.column_names]
-    if missing:
-        raise Refusal(
-            f"proposals: no column {', '.join(missing)}; needed are {', '.join(PROPOSALS)}"
-        )
+    _require_columns(table.column_names)
     columns = {name: table[name].to_numpy() for name in PROPOSALS}
     ids = annotations.picture_ids
     if table.num_rows and not len(ids):
-        raise Refusal("proposals: none is of a picture of this plan; made from other data?")
+        raise Refusal(FOREIGN)
     by_id = np.argsort(ids, kind="stable")
     place = np.minimum(np.searchsorted(ids[by_id], columns["picture_id"]), len(ids) - 1)
     picture = by_id[place]
     known = ids[picture] == columns["picture_id"]
     if len(known) and not known.any():
-        raise Refusal("proposals: none is of a picture of this plan; made from other data?")
+        raise Refusal(FOREIGN)
     found = np.stack([columns[k] for k in ("x1", "y1", "x2", "y2")], axis=1).astype(np.float32)
     limits = np.stack([annotations.widths, annotations.heights] * 2, axis=1)[picture]
     with np.errstate(invalid="ignore"):
@@ -103,6 +146,14 @@ def sort(annotations: Annotations, table: pa.Table, min_score: float) -> Proposa
     used = used[np.lexsort([*found[used].T, picture[used]])]  # whatever the table's own order
     offsets = np.searchsorted(picture[used], np.arange(len(ids) + 1))
     return Proposals(found[used], offsets)
+
+
+def _require_columns(names: list[str]) -> None:
+    missing = [name for name in PROPOSALS if name not in names]
+    if missing:
+        raise Refusal(
+            f"proposals: no column {', '.join(missing)}; needed are {', '.join(PROPOSALS)}"
+        )
 
 
 def _empty_pictures(

@@ -9,6 +9,7 @@ so it does not matter who writes it, or how often it was begun before.
 import dataclasses
 import hashlib
 import itertools
+import os
 import re
 import subprocess
 from collections import Counter
@@ -33,9 +34,9 @@ from chipgen.shards import Manifest, ShardEntry
 from chipgen.storage import (
     TEMPORARY,
     Folder,
+    create_table,
+    digest_of,
     open_table,
-    read_table,
-    table_bytes,
 )
 
 
@@ -57,7 +58,8 @@ class Job:
 
     def record_name(self, group: int) -> str:
         """Name the record that says that a group is finished."""
-        return f"groups/{self.content_hash[:16]}-{group:06d}.json"
+        inside = group // shards.FOLDER_SHARDS
+        return f"groups/{inside:03d}/{self.content_hash[:16]}-{group:06d}.json"
 
 
 class GroupRecord(msgspec.Struct, frozen=True):
@@ -77,7 +79,7 @@ def open_job(run: Folder, kind: str, record: PlanRecord, recipe: Recipe) -> Job:
         if negative is None:
             raise Refusal(f"{run}: no negatives; choose them with: python -m chipgen negatives")
         content = f"{content}-{negative.content}"
-    text = f"{shards.FORMAT}-{kind}-{content}-{digest(recipe.shards)}"
+    text = f"{shards.CONTENT}-{kind}-{content}-{digest(recipe.shards)}"
     with open_table(run.sub("plan"), f"{kind}.parquet") as table:
         pictures = table.read(columns=["picture"])["picture"].to_numpy()
     per_group = recipe.shards.chips_per_shard * recipe.shards.shards_per_group
@@ -111,8 +113,8 @@ def is_finished(job: Job) -> bool:
     if not job.folder.exists(shards.MANIFEST):
         return False
     manifest = shards.read_manifest(job.folder)
-    names = set(job.folder.names())
-    shards.read_index(job.folder, manifest)
+    names = {*job.folder.names(), *shards.find_shards(job.folder)}
+    shards.require_index(job.folder, manifest)
     for name in (shards.REJECTS, *(shard.name for shard in manifest.shards)):
         if name not in names:
             raise Refusal(f"{job.folder}/{name}: missing; {shards.AGAIN.format(job.folder)}")
@@ -129,13 +131,9 @@ def is_finished(job: Job) -> bool:
 
 def unfinished_groups(job: Job) -> list[int]:
     """List the groups without a record, or with shards that are not as it says."""
-    present = set(job.folder.sub("groups").names())
-    missing = []
-    for group in range(len(job.groups)):
-        name = job.record_name(group)
-        if name.removeprefix("groups/") not in present or not _is_intact(job, group):
-            missing.append(group)
-    return missing
+    present = set(_records(job))
+    groups = range(len(job.groups))
+    return [g for g in groups if job.record_name(g) not in present or not _is_intact(job, g)]
 
 
 def write_groups(
@@ -176,33 +174,39 @@ def finish(job: Job) -> Manifest:
         )
     entries: list[ShardEntry] = []
     used: Counter[str] = Counter()
-    indexes = [shards.INDEX_SCHEMA.empty_table()]
-    rejects = [read_table(job.run.sub("plan"), "rejects.parquet")]
-    for group in range(len(job.groups)):  # Arrow at once: Python objects are far larger
-        record = _read_record(job, group)
-        entries += record.shards
-        used.update(record.used)
-        indexes.append(_table(record.index, shards.INDEX_SCHEMA))
-        rejects.append(_table(record.rejects, REJECTS))
-    index = pa.concat_tables(indexes).combine_chunks()
-    rejects = pa.concat_tables(rejects).combine_chunks()
-    index_bytes, rejects_bytes = table_bytes(index), table_bytes(rejects)
-    recipe = dataclasses.asdict(job.recipe)
+    levels = np.zeros(len(job.recipe.chips.levels), np.int64)
+    rejected = 0  # annotations
+    with (
+        create_table(job.folder, shards.INDEX, shards.INDEX_SCHEMA) as index,
+        create_table(job.folder, shards.REJECTS, REJECTS) as rejects,
+        open_table(job.run.sub("plan"), "rejects.parquet") as of_plan,
+    ):
+        for batch in of_plan.iter_batches():
+            rejects.add(pa.Table.from_batches([batch]))
+            rejected += len(batch) - batch["annotation_id"].null_count
+        for group in range(len(job.groups)):
+            record = _read_record(job, group)
+            entries += record.shards
+            used.update(record.used)
+            of_index = _table(record.index, shards.INDEX_SCHEMA)
+            levels += np.bincount(of_index["level"].to_numpy(), minlength=len(levels))
+            index.add(of_index)
+            of_group = _table(record.rejects, REJECTS)
+            rejected += of_group.num_rows - of_group["annotation_id"].null_count
+            rejects.add(of_group)
     manifest = Manifest(
         format=shards.FORMAT,
         kind=job.kind,
         commit=commit(),
-        recipe=recipe,
+        recipe=dataclasses.asdict(job.recipe),
         recipe_hash=digest(job.recipe),
         content_hash=job.content_hash,
         classes=job.record.classes,
-        counts=_counts(job, used, index, rejects),
+        counts=_counts(job, used, levels, rejects.rows - rejected, rejected),
         shards=entries,
-        index_sha256=hashlib.sha256(index_bytes).hexdigest(),
-        rejects_sha256=hashlib.sha256(rejects_bytes).hexdigest(),
+        index_sha256=digest_of(job.folder, shards.INDEX),
+        rejects_sha256=digest_of(job.folder, shards.REJECTS),
     )
-    job.folder.write(shards.INDEX, index_bytes)
-    job.folder.write(shards.REJECTS, rejects_bytes)
     job.folder.write(shards.MANIFEST, sealed(manifest))
     _sweep(job.folder, {shard.name for shard in manifest.shards})
     return manifest
@@ -216,7 +220,7 @@ def _flush(job: Job, group: int, made: Made) -> None:
     for number, (start, end) in enumerate(itertools.pairwise(edges), group * count):
         if start == end:
             continue
-        name = f"{job.kind}-{number:06d}.tar"
+        name = shards.shard_name(job.kind, number)
         parts, places = shards.build_shard(made.samples[start:end])
         job.folder.write(name, *parts)
         state = hashlib.sha256()
@@ -259,19 +263,26 @@ def _refuse_foreign(job: Job) -> None:
         if shards.read_manifest(job.folder).content_hash != job.content_hash:
             raise Refusal(f"{job.folder}: holds the shards of another recipe or data; {remedy}")
         return
-    prefix = job.record_name(0).removeprefix("groups/").partition("-")[0]
-    for name in job.folder.sub("groups").names():
-        if name.endswith(".json") and not name.startswith((".", prefix)):
+    for name in map(os.path.basename, _records(job)):
+        if name.endswith(".json") and not name.startswith((".", job.content_hash[:16])):
             raise Refusal(f"{job.folder}: holds unfinished shards of another recipe; {remedy}")
 
 
 def _sweep(folder: Folder, listed: set[str]) -> None:
     """Remove what killed runs left: records, half-written files, shards that nobody lists."""
     folder.remove_tree("groups")
-    for name in folder.names():
-        ours = re.fullmatch(r"(positive|negative)-\d{6,}\.tar", name)
-        if name.endswith(TEMPORARY) or (ours and name not in listed):
-            folder.remove(name)
+    for home in ("", *(name for name in folder.names() if re.fullmatch(r"\d{3,}", name))):
+        for one in (folder.sub(home) if home else folder).names():
+            name = f"{home}/{one}" if home else one
+            ours = re.fullmatch(r"(positive|negative)-\d{6,}\.tar", one)
+            if one.endswith(TEMPORARY) or (ours and name not in listed):
+                folder.remove(name)
+
+
+def _records(job: Job) -> list[str]:
+    """List the records of finished groups, by their names in the set's folder."""
+    groups = job.folder.sub("groups")
+    return [f"groups/{home}/{name}" for home in groups.names() for name in groups.sub(home).names()]
 
 
 def _table(columns: list[list[Any]], schema: pa.Schema) -> pa.Table:
@@ -282,13 +293,16 @@ def _table(columns: list[list[Any]], schema: pa.Schema) -> pa.Table:
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
-def _counts(job: Job, used: Counter[str], index: pa.Table, rejects: pa.Table) -> dict[str, Any]:
+def _counts(
+    job: Job,
+    used: Counter[str],
+    levels: np.ndarray,
+    rejected_pictures: int,
+    rejected_annotations: int,
+) -> dict[str, Any]:
     """Account for every picture and annotation of the input: used, without chips or rejected."""
-    rejected_pictures = rejects["annotation_id"].null_count
-    rejected_annotations = rejects.num_rows - rejected_pictures
     pictures, annotations = used["pictures"], used["annotations"]
     listed = job.record.listed
-    levels = np.bincount(index["level"].to_numpy(), minlength=len(job.recipe.chips.levels))
     return {
         "pictures": {
             "listed": listed["pictures"],
@@ -302,7 +316,7 @@ def _counts(job: Job, used: Counter[str], index: pa.Table, rejects: pa.Table) ->
             "without_chips": listed["annotations"] - rejected_annotations - annotations,
             "rejected": rejected_annotations,
         },
-        "chips": index.num_rows,
+        "chips": int(levels.sum()),
         "chips_by_level": levels.tolist(),
         "content_pixels": used["pixels"],
     }

@@ -8,10 +8,14 @@ Pictures lie in the order in which they are written, shuffled by the plan's seed
 chips follow it: a group of shards needs one range of rows of each table.
 """
 
+import contextlib
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -19,21 +23,50 @@ import numpy as np
 import pyarrow as pa
 
 from chipgen import draws
-from chipgen.dataset import PICTURES, Annotations, reject_pictures
+from chipgen.dataset import (
+    PICTURES,
+    REJECTS,
+    Annotations,
+    reject_pictures,
+    reject_repeats,
+)
 from chipgen.errors import Refusal
 from chipgen.negatives import NegativeSettings
-from chipgen.plan import ChipSettings, has_boxes, plan
+from chipgen.plan import CHIPS, ChipSettings, has_boxes, plan
 from chipgen.recipe import build, digest, load
 from chipgen.sealed import sealed, unsealed
 from chipgen.shards import ShardSettings
-from chipgen.storage import Folder, open_table, read_rows, read_table, table_bytes
+from chipgen.shuffle import ORDER, Shuffle
+from chipgen.storage import (
+    TEMPORARY,
+    Folder,
+    LocalFolder,
+    TableSink,
+    create_table,
+    digest_of,
+    open_table,
+    read_rows,
+    read_table,
+)
 
 FORMAT = 1
 PROPOSALS = "proposals/proposals.parquet"  # where a run folder keeps those of its own
 PROPOSALS_RECORD = "proposals/proposals.json"
 EDGES = ("x1", "y1", "x2", "y2")
-ORDER = 1 << 21  # stream of draws: the order of pictures
-PIECE = 1 << 26  # bytes that are read at a time to be hashed
+SCHEMAS = {
+    "pictures": pa.schema([*PICTURES, ("first_box", pa.int64()), ("boxes", pa.int64())]),
+    "boxes": pa.schema(
+        [
+            *((name, pa.float32()) for name in EDGES),
+            ("label", pa.int32()),
+            ("crowd", pa.bool_()),
+            ("annotation_id", pa.int64()),
+        ]
+    ),
+    "rejects": REJECTS,
+    "positive": CHIPS,
+}
+PART = 1 << 14  # pictures that are looked at together
 
 
 @dataclass(frozen=True)
@@ -82,8 +115,11 @@ class Plan:
 
 def make(annotations: Annotations, settings: ChipSettings) -> tuple[Annotations, pa.Table]:
     """Put pictures into writing order and plan them; one whose boxes fit no chip is rejected."""
-    order = np.argsort(draws.uniform(settings.seed, annotations.picture_ids, ORDER), kind="stable")
-    annotations = annotations.take(order)
+    numbers = draws.uniform(settings.seed, annotations.picture_ids, ORDER)
+    return _planned(annotations.take(np.argsort(numbers, kind="stable")), settings)
+
+
+def _planned(annotations: Annotations, settings: ChipSettings) -> tuple[Annotations, pa.Table]:
     chips = plan(annotations, settings)
     planned = np.zeros(len(annotations.picture_ids), bool)
     planned[chips["picture"].to_numpy()] = True
@@ -100,50 +136,110 @@ def make(annotations: Annotations, settings: ChipSettings) -> tuple[Annotations,
 
 
 def save_plan(
-    run: Folder, inputs: str, annotations: Annotations, recipe: Recipe, chips: pa.Table
+    run: Folder,
+    inputs: str,
+    parts: Iterable[Annotations],
+    recipe: Recipe,
+    on_part: Callable[[Annotations, pa.Table], None] = lambda annotations, chips: None,
 ) -> PlanRecord:
-    """Write a plan; its record comes last."""
-    pictures = annotations.pictures.append_column("first_box", [annotations.offsets[:-1]])
-    pictures = pictures.append_column("boxes", [np.diff(annotations.offsets)])
-    boxes = pa.table(
-        {
-            **{name: annotations.boxes[:, k] for k, name in enumerate(EDGES)},
-            "label": annotations.labels,
-            "crowd": annotations.crowd,
-            "annotation_id": annotations.annotation_ids,
-        }
-    )
+    """Plan the parts of a data set and write the plan; its record comes last.
+
+    Memory follows the largest part: the rest is put in order on disk. The plan is the same however
+    the data set is cut into parts; `on_part` sees it pass by.
+    """
     folder = run.sub("plan")
-    for name in ("plan.json", "negative.json", "negative.parquet"):
-        folder.remove(name)  # negatives belong to the plan that they were mined for
-    rejects = annotations.rejects
-    tables = {"pictures": pictures, "boxes": boxes, "rejects": rejects, "positive": chips}
+    with contextlib.ExitStack() as stack:
+        tables = {
+            name: stack.enter_context(create_table(folder, f"{name}.parquet", schema))
+            for name, schema in SCHEMAS.items()
+        }
+        scratch = stack.enter_context(_scratch(folder))
+        shuffle = Shuffle(recipe.chips.seed, scratch)
+        listed: Counter[str] = Counter()
+        for part in parts:
+            tables["rejects"].add(part.rejects)
+            listed.update(part.listed)
+            shuffle.add(part)
+        for name in ("plan.json", "negative.json", "negative.parquet"):
+            folder.remove(name)  # negatives belong to the plan that they were mined for
+        repeated, lost = [], []
+        for annotations, again in shuffle.parts():
+            repeated.append(reject_repeats(annotations.take(np.flatnonzero(again))))
+            annotations, chips = _planned(annotations.take(np.flatnonzero(~again)), recipe.chips)
+            lost.append(annotations.rejects)
+            _add(tables, annotations, chips)
+            on_part(annotations, chips)
+        for rejects in repeated + lost:
+            tables["rejects"].add(rejects)
     record = PlanRecord(
         format=FORMAT,
         inputs=inputs,
-        content=_write_tables(folder, tables),
+        content=_content(folder, SCHEMAS),
         recipe=dataclasses.asdict(recipe),
-        roots=list(annotations.roots),
-        classes=list(annotations.classes),
-        listed=annotations.listed,
+        roots=list(shuffle.like.roots),
+        classes=list(shuffle.like.classes),
+        listed=dict(listed),
     )
     folder.write("plan.json", sealed(record))
     return record
 
 
-def negative_inputs(record: PlanRecord, settings: NegativeSettings, proposals: bytes | None) -> str:
-    """Hash what negatives follow from; `proposals` are the bytes of their file."""
-    of_proposals = "none" if proposals is None else hashlib.sha256(proposals).hexdigest()
-    text = f"{record.content} {digest(settings)} {of_proposals}"
+def _add(tables: dict[str, TableSink], annotations: Annotations, chips: pa.Table) -> None:
+    """Add some pictures with their boxes and chips to the tables of a plan."""
+    first_picture, first_box = tables["pictures"].rows, tables["boxes"].rows
+    pictures = annotations.pictures.append_column(
+        "first_box", [annotations.offsets[:-1] + first_box]
+    )
+    tables["pictures"].add(pictures.append_column("boxes", [np.diff(annotations.offsets)]))
+    tables["boxes"].add(
+        pa.table(
+            {
+                **{name: annotations.boxes[:, k] for k, name in enumerate(EDGES)},
+                "label": annotations.labels,
+                "crowd": annotations.crowd,
+                "annotation_id": annotations.annotation_ids,
+            }
+        )
+    )
+    tables["positive"].add(moved(chips, first_picture))
+
+
+def moved(chips: pa.Table, pictures: int) -> pa.Table:
+    """Give chips whose pictures lie so many rows further down."""
+    place = pa.array(chips["picture"].to_numpy() + np.int32(pictures))
+    return chips.set_column(CHIPS.get_field_index("picture"), CHIPS.field("picture"), place)
+
+
+@contextlib.contextmanager
+def _scratch(folder: Folder) -> Iterator[Path]:
+    """Give a place for temporary files: beside the plan where that is on disk."""
+    if not isinstance(folder, LocalFolder):
+        with tempfile.TemporaryDirectory() as path:
+            yield Path(path)
+        return
+    name = f".parts{TEMPORARY}"
+    folder.remove_tree(name)  # of a run that was killed
+    try:
+        yield folder.path / name
+    finally:
+        folder.remove_tree(name)
+
+
+def negative_inputs(record: PlanRecord, settings: NegativeSettings, proposals: str | None) -> str:
+    """Hash what negatives follow from; `proposals` is the hash of their file."""
+    text = f"{record.content} {digest(settings)} {proposals or 'none'}"
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def save_negatives(run: Folder, inputs: str, chips: pa.Table) -> None:
+def save_negatives(run: Folder, inputs: str, parts: Iterable[pa.Table]) -> None:
     """Write the pool of negative chips; its record comes last."""
     folder = run.sub("plan")
     folder.remove("negative.json")
-    content = _write_tables(folder, {"negative": chips})
-    folder.write("negative.json", sealed(NegativeRecord(inputs, content)))
+    with create_table(folder, "negative.parquet", CHIPS) as table:
+        for chips in parts:
+            table.add(chips)
+    record = NegativeRecord(inputs, _content(folder, ["negative"]))
+    folder.write("negative.json", sealed(record))
 
 
 def read_record(run: Folder) -> PlanRecord:
@@ -195,19 +291,10 @@ def require_whole_proposals(run: Folder) -> None:
         raise Refusal(f"{run}/{PROPOSALS_RECORD}: damaged ({error}); {again}") from error
     if not run.exists(PROPOSALS):
         raise Refusal(f"{run}/{PROPOSALS}: missing; {again}")
-    if written and _hash_of(run, (PROPOSALS,)) != written:
+    if written and digest_of(run, PROPOSALS) != written:
         raise Refusal(
             f"{run}/{PROPOSALS}: damaged, not what was written (sha256); delete it, and {again}"
         )
-
-
-def _hash_of(run: Folder, names: Sequence[str]) -> str:
-    """Hash files one after the other, a piece at a time."""
-    state = hashlib.sha256()
-    for name in names:
-        for start in range(0, run.size(name), PIECE):
-            state.update(run.read(name, start, PIECE))
-    return state.hexdigest()
 
 
 def _require(run: Folder, tables: Sequence[str], content: str, command: str) -> None:
@@ -215,7 +302,7 @@ def _require(run: Folder, tables: Sequence[str], content: str, command: str) -> 
     for name in files:
         if not run.exists(name):
             raise Refusal(f"{run}/{name}: missing; {_again(run, command)}")
-    if _hash_of(run, files) != content:
+    if digest_of(run, *files) != content:
         raise Refusal(
             f"{run}: damaged: {', '.join(files)} are not what was written (sha256); "
             f"{_again(run, command)}"
@@ -252,6 +339,10 @@ class Reader:
         self.pictures = open_table(folder, "pictures.parquet")
         self.boxes = open_table(folder, "boxes.parquet")
 
+    def picture_ids(self) -> np.ndarray:
+        """Read the ids of all pictures, (P,) int64."""
+        return self.pictures.read(columns=["picture_id"])["picture_id"].to_numpy()
+
     def annotations(self, first: int, last: int, record: PlanRecord) -> Annotations:
         """Read the pictures [first, last) with their boxes; without rejects."""
         pictures = read_rows(self.pictures, first, last)
@@ -272,16 +363,47 @@ class Reader:
         )
 
 
+def parts_of(run: Folder, record: PlanRecord) -> Iterator[tuple[int, Annotations, dict]]:
+    """Go through a plan some pictures at a time: the first one's row, annotations, chips by kind.
+
+    The chips name the rows of these pictures, from 0 on; the rejects are left out.
+    """
+    folder, reader = run.sub("plan"), Reader(run)
+    kinds = ["positive"] + (["negative"] if folder.exists("negative.json") else [])
+    chips = {kind: ChipReader(folder, kind) for kind in kinds}
+    count = reader.pictures.metadata.num_rows
+    for first in range(0, max(count, 1), PART):
+        last = min(first + PART, count)
+        of_part = {kind: moved(one.until(last), -first) for kind, one in chips.items()}
+        yield first, reader.annotations(first, last, record), of_part
+
+
+class ChipReader:
+    """Reads the chips of a plan from the first to the last picture."""
+
+    def __init__(self, folder: Folder, kind: str):
+        self._batches = open_table(folder, f"{kind}.parquet").iter_batches(1 << 16)
+        self._waiting = CHIPS.empty_table()
+
+    def until(self, picture: int) -> pa.Table:
+        """Give the chips of the pictures before a row that were not given yet."""
+        found = [self._waiting]
+        while not found[-1].num_rows or found[-1]["picture"][-1].as_py() < picture:
+            batch = next(self._batches, None)
+            if batch is None:
+                break
+            found.append(pa.Table.from_batches([batch]))
+        whole = pa.concat_tables(found).combine_chunks()
+        count = int(np.searchsorted(whole["picture"].to_numpy(), picture))
+        self._waiting = whole.slice(count)
+        return whole.slice(0, count)
+
+
 def encode_json(value: Any) -> bytes:
     """Write a record so that a person can read it; infinity becomes null."""
     return msgspec.json.format(msgspec.json.encode(value), indent=1) + b"\n"
 
 
-def _write_tables(folder: Folder, tables: dict[str, pa.Table]) -> str:
-    """Write tables as NAME.parquet; returns the hash of them all."""
-    state = hashlib.sha256()
-    for name, table in tables.items():
-        data = table_bytes(table)
-        folder.write(f"{name}.parquet", data)
-        state.update(data)
-    return state.hexdigest()
+def _content(folder: Folder, names: Iterable[str]) -> str:
+    """Hash some tables of a plan."""
+    return digest_of(folder, *(f"{name}.parquet" for name in names))

@@ -1,11 +1,12 @@
 """The format of a set of shards: plain WebDataset tars, an index, rejects and a manifest.
 
-A set is a folder: NAME-000000.tar ..., index.parquet (where each sample lies), rejects.parquet
-(what was not used, and why) and manifest.json, written last. A sample is KEY.jpg followed by
-KEY.json; both can be had with one positioned read.
+A set is a folder: 000/NAME-000000.tar ..., a thousand in a folder, index.parquet (where each sample
+lies), rejects.parquet (what was not used, and why) and manifest.json, written last. A sample is
+KEY.jpg followed by KEY.json; both can be had with one positioned read.
 """
 
 import functools
+import itertools
 import re
 import zlib
 from collections.abc import Iterator
@@ -18,11 +19,14 @@ import pyarrow as pa
 
 from chipgen.errors import Refusal
 from chipgen.sealed import unsealed
-from chipgen.storage import Folder, read_table
+from chipgen.storage import Folder, digest_of, open_table
 
-FORMAT = 2
+FORMAT = 3
+READABLE = (2, 3)  # in format 2 all shards lie in the folder itself
+CONTENT = 2  # version of what is in a shard, wherever it lies
 BLOCK = 512  # bytes: tar's unit
 AGAIN = "delete {}, and write it again: python -m chipgen write"
+FOLDER_SHARDS = 1000  # shards in one folder
 MANIFEST, INDEX, REJECTS = "manifest.json", "index.parquet", "rejects.parquet"
 
 INDEX_SCHEMA = pa.schema(
@@ -137,6 +141,19 @@ def _plain(split: str) -> str:
     return re.sub("[^0-9A-Za-z]", "_", split)[:32]  # a tar name has 100 bytes
 
 
+def shard_name(kind: str, number: int) -> str:
+    """Name a shard; a folder holds FOLDER_SHARDS of them, for more are slow to list."""
+    return f"{number // FOLDER_SHARDS:03d}/{kind}-{number:06d}.tar"
+
+
+def find_shards(folder: Folder) -> list[str]:
+    """List the tars of a set, by their names in it."""
+    names = folder.names()
+    inside = [name for name in names if re.fullmatch(r"\d{3,}", name)]
+    found = [f"{name}/{one}" for name in inside for one in folder.sub(name).names()]
+    return [name for name in names + found if name.endswith(".tar")]
+
+
 def build_shard(samples: list[Sample]) -> tuple[list[bytes], list[tuple[int, int, int]]]:
     """Lay samples out as a tar; returns its parts, and (offset, length, crc32) of each sample.
 
@@ -185,24 +202,21 @@ def read_manifest(folder: Folder) -> Manifest:
         manifest = unsealed(data, Manifest)
     except ValueError as error:
         raise Refusal(f"{folder}/{MANIFEST}: damaged ({error}); {AGAIN.format(folder)}") from error
-    if manifest.format != FORMAT:
-        raise Refusal(f"{folder}: format {manifest.format}, but this version reads {FORMAT}")
+    if manifest.format not in READABLE:
+        known = " and ".join(map(str, READABLE))
+        raise Refusal(f"{folder}: format {manifest.format}, but this version reads {known}")
     return manifest
 
 
-def read_index(folder: Folder, manifest: Manifest) -> pa.Table:
-    """Read a set's index; refuses one that is not, byte for byte, the manifest's."""
-    try:
-        data = folder.read(INDEX)
-    except FileNotFoundError as error:
-        raise Refusal(f"{folder}/{INDEX}: missing; {AGAIN.format(folder)}") from error
-    if sha256(data).hexdigest() != manifest.index_sha256:
+def require_index(folder: Folder, manifest: Manifest) -> None:
+    """Refuse an index that is missing, or not, byte for byte, the manifest's."""
+    if not folder.exists(INDEX):
+        raise Refusal(f"{folder}/{INDEX}: missing; {AGAIN.format(folder)}")
+    if digest_of(folder, INDEX) != manifest.index_sha256:
         raise Refusal(
             f"{folder}/{INDEX}: damaged, or of another set than {MANIFEST} (sha256); "
             f"{AGAIN.format(folder)}"
         )
-    del data  # may be large
-    return read_table(folder, INDEX)
 
 
 def read_samples(folder: Folder, index: pa.Table) -> Iterator[tuple[str, bytes, Chip]]:
@@ -218,26 +232,51 @@ def read_samples(folder: Folder, index: pa.Table) -> Iterator[tuple[str, bytes, 
 def verify(folder: Folder) -> Iterator[str]:
     """Re-read a set against its manifest and index; yields each fault with its place."""
     manifest = read_manifest(folder)
-    names = set(folder.names())
+    names = {*folder.names(), *find_shards(folder)}
     listed = {shard.name for shard in manifest.shards}
     for name in sorted(n for n in names if n.endswith(".tar") and n not in listed):
         yield f"{name}: not in the manifest"
     for name, expected in ((INDEX, manifest.index_sha256), (REJECTS, manifest.rejects_sha256)):
         if name not in names:
             yield f"{name}: missing"
-        elif sha256(folder.read(name)).hexdigest() != expected:
+        elif digest_of(folder, name) != expected:
             yield f"{name}: sha256 is not the manifest's"
-    rows: dict[str, list[dict]] = {}
+    rows, found = None, set()
     try:
-        for row in read_table(folder, INDEX).to_pylist():
-            rows.setdefault(row["shard"], []).append(row)
+        rows = _IndexRows(folder)
+        found = set(rows.spans)
     except (OSError, Refusal) as error:
         yield f"{INDEX}: cannot be read ({error}); samples are not checked one by one"
-        rows = {}
-    for name in sorted(set(rows) - listed):
+    for name in sorted(found - listed):
         yield f"{INDEX}: names {name}, which is not in the manifest"
     for shard in manifest.shards:
-        yield from _verify_shard(folder, shard, rows.get(shard.name), names)
+        of_shard = None
+        try:
+            of_shard = rows.of(shard.name) if shard.name in found else None
+        except (OSError, Refusal) as error:
+            yield f"{INDEX}: cannot be read ({error}); {shard.name} is not checked by sample"
+        yield from _verify_shard(folder, shard, of_shard, names)
+
+
+class _IndexRows:
+    """Reads an index shard by shard: of 65 million rows, no more than some groups at a time."""
+
+    def __init__(self, folder: Folder):
+        self._file = open_table(folder, INDEX)
+        self._group = functools.lru_cache(2)(self._file.read_row_group)
+        self.spans: dict[str, list[tuple[int, int, int]]] = {}  # group, first and end row in it
+        for group in range(self._file.num_row_groups):
+            table = self._file.read_row_group(group, columns=["shard"])
+            place = 0
+            for name, rows in itertools.groupby(table["shard"].to_pylist()):
+                end = place + sum(1 for _ in rows)
+                self.spans.setdefault(name, []).append((group, place, end))
+                place = end
+
+    def of(self, shard: str) -> list[dict]:
+        """Give the rows of a shard."""
+        parts = [self._group(g).slice(first, end - first) for g, first, end in self.spans[shard]]
+        return [row for part in parts for row in part.to_pylist()]
 
 
 def _verify_shard(

@@ -3,6 +3,7 @@
 Chips and pixels are those of one epoch: one variant of the positives, one round of negatives.
 """
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -19,45 +20,83 @@ def of_plan(
     annotations: Annotations, settings: ChipSettings, chips: dict[str, pa.Table]
 ) -> dict[str, Any]:
     """Compute the figures of a plan; `chips` are its tables by kind."""
-    pictures = max(len(annotations.picture_ids), 1)
-    canvases = canvases_of(annotations, settings.levels)
-    epoch = {kind: _first_epoch(table) for kind, table in chips.items()}
-    real = ~annotations.crowd
-    positives = epoch["positive"]
-    held = holders(
-        annotations, annotations.offsets, annotations.boxes, positives, len(settings.levels)
-    )
-    wants = wanted(annotations, canvases, settings)
-    pixels = sum(_pixels(table) for table in epoch.values())
-    single = canvas_sizes((SINGLE_PASS,), annotations.widths, annotations.heights)
-    negatives = chips.get("negative")
-    return {
-        "pictures": len(annotations.picture_ids),
-        "pictures_without_boxes": int(pictures_without(annotations, real)),
-        "boxes": int(real.sum()),
-        "crowd": int(annotations.crowd.sum()),
-        "rejects": reject_counts(annotations.rejects),
-        "clipped": annotations.listed["clipped"],
-        "uncovered": int((real & (held == 0).all(axis=1)).sum()),
-        "levels": [
-            {
-                "level": str(level),
-                "range": list(level.range),
-                "boxes_wanted": int(wants[:, i].sum()),
-                "boxes_covered": int((wants[:, i] & (held[:, i] > 0)).sum()),
-                **{
-                    f"{kind}_chips_per_picture": _at_level(table, i) / pictures
-                    for kind, table in epoch.items()
-                },
-            }
-            for i, level in enumerate(settings.levels)
-        ],
-        "positive_chips_per_picture": positives.num_rows / pictures,
-        "negative_chips_per_picture": epoch["negative"].num_rows / pictures if negatives else 0.0,
-        "negative_pool_per_picture": negatives.num_rows / pictures if negatives else 0.0,
-        "pixels_vs_single_pass": pixels / max(int(single.prod(axis=2).sum()), 1),
-        "pixels_vs_pyramid": pixels / max(int(canvases.sizes.prod(axis=2).sum()), 1),
-    }
+    tally = Tally(settings)
+    tally.add(annotations, chips)
+    return tally.figures(reject_counts(annotations.rejects), annotations.listed["clipped"])
+
+
+class Tally:
+    """Adds up the figures of a plan over its parts."""
+
+    def __init__(self, settings: ChipSettings):
+        self.settings = settings
+        self._sums: Counter[Any] = Counter()
+        self._kinds: list[str] = []
+
+    def add(self, annotations: Annotations, chips: dict[str, pa.Table]) -> None:
+        """Count some pictures and their chips, by kind."""
+        self._kinds = list(chips)
+        settings, sums = self.settings, self._sums
+        canvases = canvases_of(annotations, settings.levels)
+        epoch = {kind: _first_epoch(table) for kind, table in chips.items()}
+        real = ~annotations.crowd
+        held = holders(
+            annotations,
+            annotations.offsets,
+            annotations.boxes,
+            epoch["positive"],
+            len(settings.levels),
+        )
+        wants = wanted(annotations, canvases, settings)
+        single = canvas_sizes((SINGLE_PASS,), annotations.widths, annotations.heights)
+        sums["pictures"] += len(annotations.picture_ids)
+        sums["without boxes"] += pictures_without(annotations, real)
+        sums["boxes"] += int(real.sum())
+        sums["crowd"] += int(annotations.crowd.sum())
+        sums["uncovered"] += int((real & (held == 0).all(axis=1)).sum())
+        sums["pixels"] += sum(_pixels(table) for table in epoch.values())
+        sums["single"] += int(single.prod(axis=2).sum())
+        sums["pyramid"] += int(canvases.sizes.prod(axis=2).sum())
+        for kind, table in epoch.items():
+            sums[kind] += table.num_rows
+            sums["pool", kind] += chips[kind].num_rows
+        for i in range(len(settings.levels)):
+            sums["wanted", i] += int(wants[:, i].sum())
+            sums["covered", i] += int((wants[:, i] & (held[:, i] > 0)).sum())
+            for kind, table in epoch.items():
+                sums[kind, i] += _at_level(table, i)
+
+    def figures(self, rejects: dict[str, int], clipped: int) -> dict[str, Any]:
+        """Give the figures; rejects by reason, and the boxes cut to their pictures."""
+        sums = self._sums
+        pictures = max(sums["pictures"], 1)
+        return {
+            "pictures": sums["pictures"],
+            "pictures_without_boxes": sums["without boxes"],
+            "boxes": sums["boxes"],
+            "crowd": sums["crowd"],
+            "rejects": rejects,
+            "clipped": clipped,
+            "uncovered": sums["uncovered"],
+            "levels": [
+                {
+                    "level": str(level),
+                    "range": list(level.range),
+                    "boxes_wanted": sums["wanted", i],
+                    "boxes_covered": sums["covered", i],
+                    **{
+                        f"{kind}_chips_per_picture": sums[kind, i] / pictures
+                        for kind in self._kinds
+                    },
+                }
+                for i, level in enumerate(self.settings.levels)
+            ],
+            "positive_chips_per_picture": sums["positive"] / pictures,
+            "negative_chips_per_picture": sums["negative"] / pictures,
+            "negative_pool_per_picture": sums["pool", "negative"] / pictures,
+            "pixels_vs_single_pass": sums["pixels"] / max(sums["single"], 1),
+            "pixels_vs_pyramid": sums["pixels"] / max(sums["pyramid"], 1),
+        }
 
 
 def report(figures: dict[str, Any]) -> str:

@@ -6,8 +6,10 @@ Both classes offer the same few calls; names are relative, with "/" between thei
 import contextlib
 import errno
 import fcntl
+import hashlib
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,6 +20,8 @@ import pyarrow.parquet as pq
 from chipgen.errors import PictureError, Refusal
 
 BUFFER = 1 << 20  # bytes: shards come in thousands of small parts
+BLOCK = 1 << 26  # bytes of a large file that are read at a time
+ROW_GROUP = 1 << 13  # rows of a Parquet table that can be read by themselves
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # of some file systems
 TEMPORARY = ".tmp"  # suffix of a file that is being written; the first dot hides it as well
 
@@ -56,22 +60,29 @@ class LocalFolder:
 
     def write(self, name: str, *parts: bytes) -> None:
         """Write a file whole or not at all: temporary name, sync, rename, sync of the folder."""
+        with self.create(name) as file:
+            file.writelines(parts)
+
+    @contextlib.contextmanager
+    def create(self, name: str) -> Iterator[BinaryIO]:
+        """Open a file to be written, which is there when the block has ended without an error."""
         target = self.path / name
         temporary = target.parent / f".{target.name}{TEMPORARY}"
         with writing(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+        with _told_of(temporary, target), _claimed(temporary, target) as file:
             try:
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with _claimed(temporary, target) as file:
-                    file.writelines(parts)
-                    file.flush()
-                    os.fsync(file.fileno())
-                    _forget(file.fileno())
-                    temporary.replace(target)  # before anyone else may empty it
-                _sync_folder(target.parent)
-            except OSError:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+                _forget(file.fileno())
+                temporary.replace(target)  # before anyone else may empty it
+            except BaseException:
                 with contextlib.suppress(OSError):  # the first error is the one to tell
                     temporary.unlink(missing_ok=True)
                 raise
+        with writing(target):
+            _sync_folder(target.parent)
 
     def exists(self, name: str) -> bool:
         """Say whether a file or folder is there."""
@@ -80,6 +91,11 @@ class LocalFolder:
     def size(self, name: str) -> int:
         """Give a file's size in bytes."""
         return (self.path / name).stat().st_size
+
+    def version(self, name: str) -> str:
+        """Say what changes when a file is written anew, without reading it."""
+        found = (self.path / name).stat()
+        return f"{found.st_size} {found.st_mtime_ns}"
 
     def names(self) -> list[str]:
         """List what lies directly in the folder, sorted; empty where there is no folder."""
@@ -124,6 +140,18 @@ class RemoteFolder:
         with _told(self.url):
             self.fs.pipe_file(f"{self.path}/{name}", b"".join(parts))
 
+    @contextlib.contextmanager
+    def create(self, name: str) -> Iterator[BinaryIO]:
+        """Open an object to be written, which is there when the block has ended without an error.
+
+        It is written to a temporary file first: stores differ in what a broken upload leaves.
+        """
+        with tempfile.NamedTemporaryFile() as file:
+            yield file
+            file.flush()
+            with _told(self.url):
+                self.fs.put_file(file.name, f"{self.path}/{name}")
+
     def exists(self, name: str) -> bool:
         """Say whether an object or folder is there, asking the store and not a cache."""
         self.fs.invalidate_cache()
@@ -134,6 +162,12 @@ class RemoteFolder:
         """Give an object's size in bytes."""
         with _told(self.url):
             return self.fs.size(f"{self.path}/{name}")
+
+    def version(self, name: str) -> str:
+        """Say what changes when an object is written anew, without reading it."""
+        self.fs.invalidate_cache()
+        with _told(self.url):
+            return str(self.fs.ukey(f"{self.path}/{name}"))
 
     def names(self) -> list[str]:
         """List what lies directly in the folder, sorted; empty where there is nothing."""
@@ -179,11 +213,71 @@ def read_picture(folder: Folder, name: str) -> bytes:
 
 def table_bytes(table: pa.Table) -> bytes:
     """Write a table as Parquet; equal tables give equal bytes."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(
-        table, sink, compression="zstd", row_group_size=1 << 13, write_page_checksum=True
-    )
-    return sink.getvalue().to_pybytes()
+    buffer = pa.BufferOutputStream()
+    sink = TableSink(buffer, table.schema, ROW_GROUP)
+    sink.add(table)
+    sink.end()
+    return buffer.getvalue().to_pybytes()
+
+
+@contextlib.contextmanager
+def create_table(
+    folder: Folder, name: str, schema: pa.Schema, group: int = ROW_GROUP
+) -> Iterator["TableSink"]:
+    """Write a table as Parquet, rows as they come; it has its name once the block has ended well.
+
+    Equal tables give equal bytes, those of `table_bytes`, in whatever portions they come.
+    """
+    with folder.create(name) as file:
+        sink = TableSink(file, schema, group)
+        try:
+            yield sink
+        finally:
+            sink.end()  # also of a file that will not stay: its writer must not outlive it
+
+
+class TableSink:
+    """Takes the rows of a table, and puts them out in groups of one size."""
+
+    def __init__(self, file: BinaryIO | pa.NativeFile, schema: pa.Schema, group: int):
+        self.rows = 0
+        self._group = group
+        self._schema = schema
+        self._writer = pq.ParquetWriter(file, schema, compression="zstd", write_page_checksum=True)
+        self._waiting: list[pa.Table] = []  # less than a group
+        self._count = 0  # of rows waiting
+
+    def add(self, table: pa.Table) -> None:
+        """Take some rows."""
+        self._waiting.append(table.cast(self._schema))
+        self._count += table.num_rows
+        self.rows += table.num_rows
+        if self._count < self._group:
+            return
+        whole = pa.concat_tables(self._waiting)
+        full = self._count // self._group * self._group
+        for start in range(0, full, self._group):
+            self._put(whole.slice(start, self._group))
+        self._waiting, self._count = [whole.slice(full)], self._count - full
+
+    def end(self) -> None:
+        """Put out what is waiting."""
+        if self._count or not self.rows:
+            self._put(pa.concat_tables([self._schema.empty_table(), *self._waiting]))
+        self._writer.close()
+
+    def _put(self, group: pa.Table) -> None:
+        # in one piece: pages begin anew with each
+        self._writer.write_table(group.combine_chunks(), row_group_size=self._group)
+
+
+def digest_of(folder: Folder, *names: str) -> str:
+    """Hash files of any size, one after the other: sha256 as hex digits."""
+    state = hashlib.sha256()
+    for name in names:
+        for start in range(0, folder.size(name), BLOCK):
+            state.update(folder.read(name, start, BLOCK))
+    return state.hexdigest()
 
 
 class Table(pq.ParquetFile):
@@ -210,7 +304,8 @@ def open_table(folder: Folder, name: str) -> Table:
     where = f"{folder}/{name}"
     if isinstance(folder, LocalFolder):
         return Table(where, folder.path / name, memory_map=True)
-    return Table(where, pa.BufferReader(folder.read(name)))
+    with _told(folder.url):
+        return Table(where, folder.fs.open(f"{folder.path}/{name}", "rb"))
 
 
 def read_table(folder: Folder, name: str, columns: list[str] | None = None) -> pa.Table:
@@ -298,6 +393,17 @@ def writing(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        raise _explained(error, target) from error
+
+
+@contextlib.contextmanager
+def _told_of(temporary: Path, target: Path) -> Iterator[None]:
+    """Do the same for what is written within, but not for what others do there meanwhile."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None and str(error.filename) != str(temporary):
+            raise
         raise _explained(error, target) from error
 
 

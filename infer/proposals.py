@@ -1,6 +1,6 @@
 """What a briefly trained RPN takes for objects in all pictures of a plan: negatives hold that.
 
-RUN/proposals/part-N.parquet, one for each PICTURES pictures in the plan's order, then
+RUN/proposals/000/part-N.parquet, one for each PICTURES pictures in the plan's order, then
 proposals.parquet, and last proposals.json, which says what they were made from. A part that is
 there is not made again.
 """
@@ -23,7 +23,15 @@ from chipgen.errors import Refusal
 from chipgen.negatives import PROPOSALS
 from chipgen.run import PlanRecord
 from chipgen.sealed import sealed, unsealed
-from chipgen.storage import Folder, open_folder, open_table, read_table, table_bytes
+from chipgen.storage import (
+    Folder,
+    create_table,
+    digest_of,
+    open_folder,
+    open_table,
+    read_table,
+    table_bytes,
+)
 from infer import stack
 from infer.cascade import Flight, Machine, Window, batches, regions_in
 from infer.crop import draw
@@ -38,6 +46,12 @@ from train.nms import suppress
 from train.processes import agree_on_threads
 
 PICTURES = 256  # of a part
+FOLDER_PARTS = 1000  # parts in one folder
+GROUP = 1 << 17  # rows of proposals.parquet that can be read by themselves
+SCHEMA = pa.schema(
+    [("picture_id", pa.int64()), ("level", pa.int16())]
+    + [(name, pa.float32()) for name in PROPOSALS[2:]]
+)
 LEVEL_MOST = 300  # proposals of a picture at a level
 FOLDER, RECORD, TABLE = "proposals", "proposals.json", "proposals.parquet"
 log = logging.getLogger("infer")
@@ -247,21 +261,20 @@ def read_weights(run: Folder) -> tuple[dict[str, Any], str]:
 
 
 def _put_together(folder: Folder, parts: range, inputs: str, weights: str, pictures: int) -> None:
-    tables = [_read_part(folder, n) for n in parts]
     rejected: dict[str, str] = {}
-    for table in tables:
-        rejected |= msgspec.json.decode(table.schema.metadata[b"rejected"])
-    whole = pa.concat_tables([table.replace_schema_metadata() for table in tables])
-    data = table_bytes(whole)
-    folder.write(TABLE, data)
-    digest = hashlib.sha256(data).hexdigest()
-    record = Record(inputs, weights, pictures, rejected, whole.num_rows, digest)
+    with create_table(folder, TABLE, SCHEMA, GROUP) as table:
+        for n in parts:
+            part = _read_part(folder, n)
+            rejected |= msgspec.json.decode(part.schema.metadata[b"rejected"])
+            table.add(part.replace_schema_metadata())
+    digest = digest_of(folder, TABLE)
+    record = Record(inputs, weights, pictures, rejected, table.rows, digest)
     folder.write(RECORD, sealed(record))
-    for n in parts:
-        folder.remove(part_name(n))
+    for home in {part_name(n).partition("/")[0] for n in parts}:
+        folder.remove_tree(home)
     log.info(
         "proposals: %d in %d pictures, %d pictures rejected (%s)",
-        whole.num_rows,
+        table.rows,
         pictures - len(rejected),
         len(rejected),
         folder,
@@ -309,4 +322,4 @@ def _pictures_in(parts: list[int], count: int) -> int:
 
 def part_name(n: int) -> str:
     """Name the file of a part."""
-    return f"part-{n:06d}.parquet"
+    return f"{n // FOLDER_PARTS:03d}/part-{n:06d}.parquet"

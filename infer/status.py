@@ -16,7 +16,7 @@ from chipgen import pipeline, run, shards
 from chipgen.errors import Refusal
 from chipgen.run import PlanRecord
 from chipgen.sealed import unsealed
-from chipgen.storage import LocalFolder, open_table, read_table
+from chipgen.storage import LocalFolder, digest_of, open_table, read_table
 from infer import parts, proposals
 from train import checkpoint, hold, journal
 
@@ -133,7 +133,9 @@ def _negatives(folder: LocalFolder, record: PlanRecord, mined: bool) -> Stage:
         return Stage("negatives", "-", "", remedy)
     if mined and folder.exists(run.PROPOSALS):
         settings = run.recipe_of(record).negatives
-        if negative.inputs != run.negative_inputs(record, settings, folder.read(run.PROPOSALS)):
+        if negative.inputs != run.negative_inputs(
+            record, settings, digest_of(folder, run.PROPOSALS)
+        ):
             said = f"not of {run.PROPOSALS} and this plan"
             return Stage("negatives", "begun", said, remedy)
     return Stage("negatives", "done", "", remedy)

@@ -172,8 +172,7 @@ def large_json(annotations: dataset.Annotations, outlines: bool) -> dict[str, An
 def planned(annotations: dataset.Annotations, folder: Path, store: str) -> Path:
     """Plan a run with the default recipe and one kind of store."""
     recipe = run.load_recipe("sniper", [f"shards.store={store}"])
-    ordered, chips = run.make(annotations, recipe.chips)
-    run.save_plan(open_folder(folder), "benchmark", ordered, recipe, chips)
+    run.save_plan(open_folder(folder), "benchmark", [annotations], recipe)
     return folder
 
 

@@ -26,7 +26,8 @@ import webdataset
 from chipgen import dataset, pipeline, pool, run, shards
 from chipgen.storage import LocalFolder, open_folder, read_table
 from train import loop, settings
-from train.order import Index, Order, find_sets, open_index
+from train.index import Index, find_sets, open_index
+from train.order import Order
 from train.processes import Processes, device_name, joined
 from train.stream import ChipReader, Stream
 
@@ -73,8 +74,7 @@ def written(annotations: dataset.Annotations, folder: Path, recipe: str, *overri
     """Write the positive shards of a recipe, and open their index."""
     chosen = run.load_recipe(recipe, overrides)
     target = open_folder(folder)
-    planned, chips = run.make(annotations, chosen.chips)
-    record = run.save_plan(target, "bench", planned, chosen, chips)
+    record = run.save_plan(target, "bench", [annotations], chosen)
     job = pipeline.open_job(target, "positive", record, chosen)
     pool.run(job, pipeline.unfinished_groups(job), WORKERS, lambda pictures: None)
     pipeline.finish(job)
@@ -93,7 +93,7 @@ def bench_loader(annotations: dataset.Annotations, scratch: Path) -> dict[str, A
     for _ in range(TURNS):
         floors.append(decode_floor(jpegs))
         ours.append(our_loader(index))
-        plain.append(plain_webdataset(sorted(map(str, folder.path.glob("*.tar")))))
+        plain.append(plain_webdataset(sorted(map(str, folder.path.glob("*/*.tar")))))
     return {
         "loader_chips_per_s": 1 / statistics.median(ours),
         "loader_time_vs_floor": statistics.median(a / b for a, b in zip(ours, floors, strict=True)),

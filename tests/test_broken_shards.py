@@ -16,7 +16,8 @@ from test_stream import BATCH, SEED, chips_of, global_batches, loaded
 
 from chipgen.errors import Refusal
 from train import stream
-from train.order import Index, Order, find_sets, open_index
+from train.index import Index, find_sets, open_index
+from train.order import Order
 from train.stream import ChipReader
 
 sets, index, expected = test_stream.sets, test_stream.index, test_stream.expected  # fixtures

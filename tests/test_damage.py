@@ -131,7 +131,7 @@ def test_a_damaged_part_of_proposals_is_made_again_or_named(run, monkeypatch, ca
     shutil.rmtree(run / "proposals")
     for part in ("0/2", "1/2"):
         assert infer(["proposals", str(run), "--part", part]) == 0
-    damage(run / "proposals" / "part-000000.parquet", "cut")
+    damage(run / "proposals" / "000" / "part-000000.parquet", "cut")
     part = run / "proposals" / "part-000002.parquet"
     damage(part, "flipped")
     assert infer(["proposals", str(run)]) == 1
@@ -146,8 +146,8 @@ def test_a_damaged_part_of_proposals_is_made_again_or_named(run, monkeypatch, ca
     [
         ("index.parquet", "gone", "missing"),
         ("index.parquet", "flipped", "damaged"),
-        ("positive-000001.tar", "gone", "missing"),
-        ("positive-000001.tar", "cut", "damaged"),
+        ("000/positive-000001.tar", "gone", "missing"),
+        ("000/positive-000001.tar", "cut", "damaged"),
     ],
 )
 def test_a_finished_set_that_lost_a_file_is_not_up_to_date(run, capsys, name, how, said):
@@ -164,7 +164,7 @@ def test_a_finished_set_that_lost_a_file_is_not_up_to_date(run, capsys, name, ho
 
 
 def test_verify_says_how_a_damaged_set_is_made_again(run, capsys):
-    damage(run / "shards" / "positive" / "positive-000000.tar", "flipped")
+    damage(run / "shards" / "positive" / "000" / "positive-000000.tar", "flipped")
     assert chipgen(["verify", str(run)]) == 1
     assert f"delete {run}/shards/positive, and write it again" in capsys.readouterr().out
 

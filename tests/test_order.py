@@ -5,6 +5,7 @@ import shutil
 import numpy as np
 import pyarrow as pa
 import pytest
+import reference_order
 import test_pipeline
 from test_shards import written
 
@@ -12,7 +13,9 @@ from chipgen import shards
 from chipgen.__main__ import main
 from chipgen.errors import Refusal
 from chipgen.storage import LocalFolder, open_folder, read_table
-from train.order import CELL, Index, Order, find_sets, from_place, open_index, share
+from train import order as order_module
+from train.index import Index, find_sets, open_index
+from train.order import CELL, Order, from_place, share
 
 
 def made_up_index(count: int, chip_size: int | None = 96, rounds: int | np.ndarray = 1) -> Index:
@@ -51,6 +54,22 @@ def test_the_order_is_the_same_whoever_makes_it_and_whatever_was_asked_before(ch
     expected = {epoch: rows_of(one, epoch) for epoch in range(4)}
     for epoch in (3, 0, 2, 2, 1, 0):
         assert rows_of(other, epoch) == expected[epoch]
+
+
+@pytest.mark.parametrize("chip_size", [96, None])
+@pytest.mark.parametrize("rounds", [1, 3])
+@pytest.mark.parametrize("part", [7, 100, order_module.PART])
+def test_the_order_made_in_parts_is_that_of_the_plain_algorithm(
+    monkeypatch, part, rounds, chip_size
+):
+    monkeypatch.setattr(order_module, "PART", part)
+    index = made_up_index(1000, chip_size, rounds)
+    for seed, batch in ((0, 1), (5, 8), (-1, 300)):
+        order = Order(index, batch, seed)
+        for epoch in range(4):
+            expected = reference_order.epoch(index, batch, seed, epoch)
+            found = [(p.rows.tolist(), p.canvas) for p in order.epoch(epoch)]
+            assert found == [(rows.tolist(), canvas) for rows, canvas in expected]
 
 
 @pytest.mark.parametrize("chip_size", [96, None])

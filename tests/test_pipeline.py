@@ -65,7 +65,7 @@ def undisturbed(tmp_path_factory):
 def test_the_reference_run_has_enough_groups_to_be_told_apart(undisturbed):
     _, expected = undisturbed
     assert sum(name.endswith(".tar") for name in expected) > 20
-    assert any(name.startswith("negative/negative-") for name in expected)
+    assert any(name.startswith("negative/000/negative-") for name in expected)
     assert not any("groups" in name or name.endswith(".tmp") for name in expected)
 
 
@@ -147,7 +147,7 @@ def test_ctrl_c_stops_with_one_line_and_keeps_what_is_finished(undisturbed):
     process = subprocess.Popen(
         command, stderr=subprocess.PIPE, text=True, start_new_session=True, bufsize=1
     )
-    while not list((run / "shards").glob("positive/groups/*.json")):
+    while not list((run / "shards").glob("positive/groups/*/*.json")):
         assert process.poll() is None
     os.killpg(process.pid, signal.SIGINT)  # a terminal's Ctrl-C reaches every process
     _, err = process.communicate(timeout=30)

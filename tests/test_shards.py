@@ -17,9 +17,8 @@ def written(tmp_path, store="source", pictures=12, **chips):
     """Plan and write a made-up data set; gives the run folder and the positive set."""
     data = made_up.coco(tmp_path / "data", pictures)
     recipe = run.load_recipe(str(made_up.recipe(tmp_path / "r.toml", store, **chips)))
-    annotations, table = run.make(dataset.read(str(data), ["train"]), recipe.chips)
     folder = open_folder(tmp_path / "run")
-    record = run.save_plan(folder, "test", annotations, recipe, table)
+    record = run.save_plan(folder, "test", dataset.parts(str(data), ["train"]), recipe)
     job = pipeline.open_job(folder, "positive", record, recipe)
     pool.run(job, pipeline.unfinished_groups(job), 1, lambda pictures: None)
     pipeline.finish(job)
@@ -179,11 +178,11 @@ def damage_byte(path):
 @pytest.mark.parametrize(
     ("file", "damage", "told"),
     [
-        ("positive-000001.tar", lambda p: p.unlink(), "positive-000001.tar: missing"),
-        ("positive-000001.tar", damage_byte, "at byte 0: crc32"),
-        ("positive-000001.tar", lambda p: p.write_bytes(p.read_bytes()[:5000]), "cut off"),
-        ("positive-000001.tar", lambda p: p.write_bytes(b""), "0 bytes"),
-        ("positive-999999.tar", lambda p: p.write_bytes(b"x"), "not in the manifest"),
+        ("000/positive-000001.tar", lambda p: p.unlink(), "000/positive-000001.tar: missing"),
+        ("000/positive-000001.tar", damage_byte, "at byte 0: crc32"),
+        ("000/positive-000001.tar", lambda p: p.write_bytes(p.read_bytes()[:5000]), "cut off"),
+        ("000/positive-000001.tar", lambda p: p.write_bytes(b""), "0 bytes"),
+        ("000/positive-999999.tar", lambda p: p.write_bytes(b"x"), "not in the manifest"),
         ("index.parquet", lambda p: p.unlink(), "index.parquet: missing"),
         ("index.parquet", lambda p: p.write_bytes(b"PAR1"), "index.parquet: sha256"),
         ("rejects.parquet", lambda p: p.write_bytes(b""), "rejects.parquet: sha256"),

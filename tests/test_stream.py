@@ -19,7 +19,8 @@ from chipgen.__main__ import main
 from chipgen.errors import Refusal
 from chipgen.storage import read_table
 from train import stream
-from train.order import Index, Order, Planned, find_sets, open_index
+from train.index import Index, find_sets, open_index
+from train.order import Order, Planned
 from train.stream import ChipReader, Loaded, Stream
 
 # said where there are fewer cores than workers, which changes nothing here

@@ -13,7 +13,8 @@ from torchvision.ops import batched_nms
 from chipgen.errors import Refusal
 from chipgen.storage import LocalFolder
 from train import checkpoint, loop, warp
-from train.order import Order, find_sets, open_index
+from train.index import find_sets, open_index
+from train.order import Order
 from train.processes import Processes
 from train.settings import load_recipe
 from train.stream import ChipReader, Stream

@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     """Train as the arguments say."""
     from train import checkpoint, loop  # torch takes seconds, and --help needs none of it
     from train.hold import Hold
-    from train.order import find_sets, open_index
+    from train.index import find_sets, open_index
     from train.processes import joined
     from train.settings import load_recipe
 

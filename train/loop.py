@@ -24,8 +24,9 @@ from train import checkpoint, losses, warp
 from train.detector import norms
 from train.detector.model import Detector
 from train.feedback import Feedback
+from train.index import Index
 from train.journal import Journal
-from train.order import Index, Order
+from train.order import Order
 from train.processes import Processes, Stop
 from train.schedule import rate
 from train.settings import FREE, Recipe, TrainSettings

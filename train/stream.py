@@ -20,7 +20,8 @@ from chipgen import draws
 from chipgen.errors import Refusal
 from chipgen.shards import Chip, split_sample
 from chipgen.storage import Folder, open_folder
-from train.order import Index, Order, Planned, from_place, share
+from train.index import Index
+from train.order import Order, Planned, from_place, share
 from train.processes import outlive
 
 BOXES = 8  # the padded number of boxes is a multiple: a bounded number of shapes
