@@ -1,9 +1,9 @@
 """Puts the pictures of a data set into writing order, however many they are.
 
 The order is that of a number drawn for each picture id. What comes is held until it is too much,
-then goes to disk as a run, sorted and cut into BUCKETS ranges of those numbers; one range of all
-runs at a time is read back, merged and given out. A picture that is listed twice has one number,
-so it meets itself in its bucket.
+then goes to disk as a run, sorted and cut into BUCKETS ranges of those numbers, all runs in one
+file; one range of all runs at a time is read back, merged and given out. A picture that is listed
+twice has one number, so it meets itself in its bucket.
 """
 
 import dataclasses
@@ -28,11 +28,11 @@ class Shuffle:
 
     def __init__(self, seed: int, scratch: Path):
         self.seed = seed
-        self.scratch = scratch  # a folder for the runs, made when there is one; not removed
-        self.pictures = 0
+        self.path = scratch / "runs.arrow"  # made, with its folder, when it is needed; not removed
         self._held: list[Annotations] = []
         self._weight = 0
-        self._runs: list[Path] = []
+        self._runs = 0
+        self._file: pa.ipc.RecordBatchFileWriter | None = None
         self.like: Annotations | None = None  # no pictures, but classes and roots of all parts
 
     def add(self, part: Annotations) -> None:
@@ -41,7 +41,6 @@ class Shuffle:
         self.like = part.take(np.zeros(0, np.int64))
         self._held.append(part)
         self._weight += len(part.picture_ids) + len(part.boxes)
-        self.pictures += len(part.picture_ids)
         if self._weight > HELD:
             self._write_run()
 
@@ -52,10 +51,12 @@ class Shuffle:
             return
         if self._held:
             self._write_run()
-        files = [pa.ipc.open_file(pa.OSFile(str(path))) for path in self._runs]
-        for bucket in range(BUCKETS):
-            table = pa.Table.from_batches([file.get_batch(bucket) for file in files])
-            yield from self._pieces(self._in_order([_annotations(table, self.like)]))
+        self._file.close()
+        with pa.ipc.open_file(pa.OSFile(str(self.path))) as file:
+            for bucket in range(BUCKETS):
+                of_runs = [file.get_batch(run * BUCKETS + bucket) for run in range(self._runs)]
+                found = _annotations(pa.Table.from_batches(of_runs), self.like)
+                yield from self._pieces(self._in_order([found]))
 
     def _in_order(self, parts: list[Annotations]) -> Annotations:
         if not parts:
@@ -78,12 +79,12 @@ class Shuffle:
         self._held, self._weight = [], 0
         edges = np.searchsorted(self._numbers(whole), np.arange(BUCKETS + 1) / BUCKETS)
         rows = _rows(whole)
-        self.scratch.mkdir(parents=True, exist_ok=True)
-        path = self.scratch / f"run-{len(self._runs):06d}.arrow"
-        with pa.ipc.new_file(str(path), rows.schema) as file:
-            for first, last in itertools.pairwise(edges.tolist()):
-                file.write_batch(rows.slice(first, last - first))
-        self._runs.append(path)
+        if self._file is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = pa.ipc.new_file(str(self.path), rows.schema)
+        for first, last in itertools.pairwise(edges.tolist()):
+            self._file.write_batch(rows.slice(first, last - first))
+        self._runs += 1
 
 
 def _rows(annotations: Annotations) -> pa.RecordBatch:

@@ -1,5 +1,6 @@
 """Shards in folders of some each, and sets of the format before, which had them in one."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -8,7 +9,9 @@ import pytest
 import test_order
 
 from chipgen import pipeline, shards
+from chipgen import run as run_folder
 from chipgen.__main__ import main
+from chipgen.recipe import digest
 from chipgen.storage import digest_of, open_folder, read_table, table_bytes
 from train.index import find_sets, open_index
 
@@ -59,6 +62,14 @@ def test_a_shard_that_nobody_lists_is_swept_out_of_its_folder(finished, tmp_path
     assert not stray.exists()
     assert not list((run / "shards").rglob("*.tmp"))
     assert not (run / "shards/positive/groups").exists()
+
+
+def test_what_says_which_chips_a_set_holds_is_reckoned_as_in_the_format_before(finished):
+    folder = open_folder(finished.parent)
+    record = run_folder.read_record(folder)
+    settings = digest(run_folder.recipe_of(record).shards)
+    expected = hashlib.sha256(f"2-positive-{record.content}-{settings}".encode()).hexdigest()
+    assert shards.read_manifest(folder.sub("shards/positive")).content_hash == expected
 
 
 def test_a_set_of_the_format_before_is_read_and_counts_as_written(copied, finished, caplog):
