@@ -167,6 +167,10 @@ def write_groups(
 def finish(job: Job) -> Manifest:
     """Write index, rejects and manifest of a set whose groups are all there."""
     missing = unfinished_groups(job)
+    if missing and job.folder.exists(shards.MANIFEST):  # another run was quicker
+        _refuse_foreign(job)
+        is_finished(job)
+        return shards.read_manifest(job.folder)
     if missing:
         raise Refusal(
             f"{job.folder}: {len(missing)} of {len(job.groups)} groups are not written, the first "

@@ -144,6 +144,10 @@ def make(run: Folder, part: tuple[int, int] | None, finish: bool) -> None:
             f"{folder}: {len(missing)} of {len(parts)} parts are missing, such as {missing[0]}; "
             f"make them with: python -m infer proposals {run}"
         )
+    if up_to_date(run, model):  # another run was quicker
+        for n in parts:
+            folder.remove(part_name(n))
+        return
     _put_together(folder, parts, inputs, weights, count)
 
 

@@ -15,6 +15,7 @@ import pytest
 
 from chipgen import pipeline, shards
 from chipgen.__main__ import main
+from chipgen.run import read_record, recipe_of
 from chipgen.storage import LocalFolder, open_folder, read_table
 
 
@@ -166,6 +167,16 @@ def test_a_second_write_does_nothing(undisturbed, caplog):
     assert main(["write", str(tmp_path / "one")]) == 0
     assert caplog.text.count("up to date") == 4
     assert times == {p: p.stat().st_mtime_ns for p in (tmp_path / "one").rglob("*") if p.is_file()}
+    assert tree(tmp_path / "one/shards") == expected
+
+
+def test_a_run_that_finds_its_set_finished_by_another_is_content(undisturbed):
+    tmp_path, expected = undisturbed
+    run = open_folder(planned(tmp_path, "one"))
+    record = read_record(run)
+    job = pipeline.open_job(run, "positive", record, recipe_of(record))
+    run.write(f"shards/positive/{job.record_name(0)}", b"{}")  # what it has begun again
+    assert pipeline.finish(job) == shards.read_manifest(job.folder)
     assert tree(tmp_path / "one/shards") == expected
 
 

@@ -66,6 +66,16 @@ def test_parts_make_the_same_table_and_all_of_them_are_needed(run, capsys):
     assert (run / "proposals" / "proposals.parquet").read_bytes() == whole
 
 
+def test_a_run_that_finds_the_proposals_finished_by_another_is_content(run, monkeypatch):
+    assert main(["proposals", str(run)]) == 0
+    expected = {path.name: path.read_bytes() for path in (run / "proposals").iterdir()}
+    looks = iter([False])
+    inner = proposals.up_to_date
+    monkeypatch.setattr(proposals, "up_to_date", lambda *given: next(looks, True) and inner(*given))
+    assert main(["proposals", str(run)]) == 0
+    assert {path.name: path.read_bytes() for path in (run / "proposals").iterdir()} == expected
+
+
 def test_an_interrupted_run_goes_on_with_the_parts_that_are_missing(run, monkeypatch):
     made = []
     inner = Proposer.table
