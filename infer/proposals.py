@@ -145,8 +145,7 @@ def make(run: Folder, part: tuple[int, int] | None, finish: bool) -> None:
             f"make them with: python -m infer proposals {run}"
         )
     if up_to_date(run, model):  # another run was quicker
-        for n in parts:
-            folder.remove(part_name(n))
+        _remove(folder, parts)
         return
     _put_together(folder, parts, inputs, weights, count)
 
@@ -274,8 +273,7 @@ def _put_together(folder: Folder, parts: range, inputs: str, weights: str, pictu
     digest = digest_of(folder, TABLE)
     record = Record(inputs, weights, pictures, rejected, table.rows, digest)
     folder.write(RECORD, sealed(record))
-    for home in {part_name(n).partition("/")[0] for n in parts}:
-        folder.remove_tree(home)
+    _remove(folder, parts)
     log.info(
         "proposals: %d in %d pictures, %d pictures rejected (%s)",
         table.rows,
@@ -283,6 +281,11 @@ def _put_together(folder: Folder, parts: range, inputs: str, weights: str, pictu
         len(rejected),
         folder,
     )
+
+
+def _remove(folder: Folder, parts: range) -> None:
+    for home in {part_name(n).partition("/")[0] for n in parts}:
+        folder.remove_tree(home)
 
 
 def _read_part(folder: Folder, n: int) -> pa.Table:

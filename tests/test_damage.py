@@ -132,7 +132,7 @@ def test_a_damaged_part_of_proposals_is_made_again_or_named(run, monkeypatch, ca
     for part in ("0/2", "1/2"):
         assert infer(["proposals", str(run), "--part", part]) == 0
     damage(run / "proposals" / "000" / "part-000000.parquet", "cut")
-    part = run / "proposals" / "part-000002.parquet"
+    part = run / "proposals" / "000" / "part-000002.parquet"
     damage(part, "flipped")
     assert infer(["proposals", str(run)]) == 1
     assert f"{part}: damaged" in capsys.readouterr().err

@@ -63,12 +63,12 @@ BROKEN = {
         "import time\n"
         "from chipgen import commands\n"
         "from fault import forks\n"
-        "forks.BOUND, inner = 5.0, commands.run_folder.make\n"
+        "forks.BOUND, inner = 5.0, commands.run_folder.save_plan\n"
         "def wait(*given):\n"
         "    while time.time() < begin:\n"
         "        pass\n"
         "    return inner(*given)\n"
-        "begin, commands.run_folder.make = time.time(), wait",
+        "begin, commands.run_folder.save_plan = time.time(), wait",
     ),
 }
 

@@ -18,6 +18,11 @@ class Kind:
     strike: Callable[[Case], str]
 
 
+def in_set(case: Case, *patterns: str) -> tuple[str, ...]:
+    """Give the patterns of files in the set of shards that a stage makes."""
+    return tuple(f"shards/{case.stage.of}/{pattern}" for pattern in patterns)
+
+
 def kinds() -> dict[str, Kind]:
     """List the kinds of faults."""
     every = tuple(FORKED)
@@ -37,7 +42,7 @@ def kinds() -> dict[str, Kind]:
         "read-error": (every, lambda c: failing(c, calls.BROKEN, calls.READS, False)),
         "write-error": (every, lambda c: failing(c, calls.BROKEN, calls.WRITES, False)),
         "full-moment": (every, lambda c: failing(c, calls.FULL, calls.WRITES, False)),
-        "shard": (("rpn", "train"), lambda c: damaged(c, ("shards/*/*.tar",), ways)),
+        "shard": (("rpn", "train"), lambda c: damaged(c, ("shards/*/*/*.tar",), ways)),
         "index": (
             ("rpn", "train"),
             lambda c: damaged(c, ("shards/*/index.parquet",), ways),
@@ -70,7 +75,7 @@ def kinds() -> dict[str, Kind]:
         "last-checkpoint": (("proposals", "detect", "eval"), strikes.last_checkpoint),
         "finished-set": (
             ("positive", "negative"),
-            lambda c: damaged(c, (f"shards/{c.stage.of}/*",), ("cut", "gone"), c.stage.of),
+            lambda c: damaged(c, in_set(c, "*", "*/*.tar"), ("cut", "gone"), c.stage.of),
         ),
         "cut-log": (
             ("rpn", "train"),
@@ -78,15 +83,15 @@ def kinds() -> dict[str, Kind]:
         ),
         "part": (
             ("proposals",),
-            lambda c: damaged(c, ("proposals/part-*",), ways, "half-proposals"),
+            lambda c: damaged(c, ("proposals/*/part-*",), ways, "half-proposals"),
         ),
         "group": (
             ("positive", "negative"),
-            lambda c: damaged(c, (f"shards/{c.stage.of}/groups/*",), ways, half(c)),
+            lambda c: damaged(c, in_set(c, "groups/*/*"), ways, half(c)),
         ),
         "half-shard": (
             ("positive", "negative"),
-            lambda c: damaged(c, (f"shards/{c.stage.of}/*.tar",), ("cut", "gone"), half(c)),
+            lambda c: damaged(c, in_set(c, "*/*.tar"), ("cut", "gone"), half(c)),
         ),
         "half-found": (
             ("detect",),

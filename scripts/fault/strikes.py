@@ -248,10 +248,11 @@ def foreign_manifest(case: Case) -> str:
 
 def foreign_part(case: Case) -> str:
     """Let a part of the proposals be another network's."""
-    parts = sorted((case.places.work / "foreign" / "proposals").glob("part-*.parquet"))
+    parts = sorted((case.places.work / "foreign" / "proposals").glob("*/part-*.parquet"))
     path = case.rng.choice(parts)
-    (case.run / "proposals").mkdir(exist_ok=True)
-    shutil.copy(path, case.run / "proposals" / path.name)
+    home = case.run / "proposals" / path.parent.name
+    home.mkdir(parents=True, exist_ok=True)
+    shutil.copy(path, home)
     return f"{path.name} of another network"
 
 
