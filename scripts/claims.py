@@ -43,10 +43,21 @@ class Strategy:
     negatives: str = "mined"  # | "none", or "empty": only of pictures without boxes
     budget: float | None = 1.0  # of sniper's training pixels; None: its epochs instead
     modes: tuple[str, ...] = field(default=("pyramid",))
+    focus: tuple[tuple[str, str], ...] = ()  # further settings to run AutoFocus with, by name
 
 
 STRATEGIES = {
-    "sniper": Strategy(modes=("autofocus", "pyramid")),
+    "sniper": Strategy(
+        modes=("autofocus", "pyramid"),
+        # at a quarter of the pyramid's pixels
+        focus=(
+            (
+                "quarter",
+                "infer.focus=[{threshold=0.006,dilation=1,smallest=32},"
+                "{threshold=0.02,dilation=1,smallest=32}]",
+            ),
+        ),
+    ),
     "no-negatives": Strategy(negatives="none"),
     "positives-alone": Strategy(negatives="none", budget=None),  # as SNIPER's table 2 compares
     "two-levels": Strategy(
@@ -99,6 +110,7 @@ def run_one(name: str, seed: int, data: str, out: Path) -> None:
     """Bring one run to its end: chips, training, evaluation."""
     strategy, run = STRATEGIES[name], out / f"{name}-{seed}"
     if (run / "eval.json").is_file():
+        measure_focus(strategy, run, data)
         return
     sniper = out / f"sniper-{seed}"
     sets = [f"--set={text}" for text in (*strategy.settings, f"chips.seed={seed}")]
@@ -121,7 +133,17 @@ def run_one(name: str, seed: int, data: str, out: Path) -> None:
     schedule = [f"--set=train.epochs={epochs}", f"--set=train.drops=[[{DROP * epochs}, 0.1]]"]
     module("train", run, *recipe, *schedule, f"--set=train.seed={seed}", "--resume")
     modes = [f"--mode={mode}" for mode in strategy.modes]
-    module("infer", "eval", run, "--data", data, *modes)
+    module("infer", "eval", run, "--data", data, *modes, *recipe)
+    measure_focus(strategy, run, data)
+
+
+def measure_focus(strategy: Strategy, run: Path, data: str) -> None:
+    """Run AutoFocus with the further settings of a strategy."""
+    for name, text in strategy.focus:
+        out = run / f"eval-{name}.json"
+        if not out.is_file():
+            at = "--recipe", RECIPE, f"--set={text}", "--out", out
+            module("infer", "eval", run, "--data", data, "--mode=autofocus", *at)
 
 
 def pixels(run: Path) -> float:
@@ -150,6 +172,10 @@ def collect(out: Path) -> dict[str, Any]:
     for name, strategy in STRATEGIES.items():
         for path in sorted(out.glob(f"{name}-*/eval.json")):
             found = json.loads(path.read_text())
+            for point, _ in strategy.focus:
+                at = path.with_name(f"eval-{point}.json")
+                if at.is_file():
+                    found[point] = json.loads(at.read_text())["autofocus"]
             log = (path.parent / "train" / "log.jsonl").read_text().splitlines()
             runs += [
                 {
@@ -159,7 +185,8 @@ def collect(out: Path) -> dict[str, Any]:
                     **{key: found[mode][key] for key in FIGURES},
                     "steps": json.loads(log[-1])["step"],
                 }
-                for mode in strategy.modes
+                for mode in (*strategy.modes, *(name for name, _ in strategy.focus))
+                if mode in found
             ]
     return {"recipe": RECIPE, "runs": runs, "means": means(runs)}
 

@@ -49,6 +49,28 @@ def test_claims_gather_finished_runs_by_seed(tmp_path):
     assert "single pyramid" in claims.report(table)
 
 
+def test_claims_tell_of_further_settings_of_autofocus(tmp_path, monkeypatch):
+    claims = script("claims")
+    run = tmp_path / "sniper-0"
+    (run / "train").mkdir(parents=True)
+    (run / "train" / "log.jsonl").write_text('{"step": 9}\n')
+    row = dict.fromkeys(claims.FIGURES, 1.0)
+    (run / "eval.json").write_text(json.dumps({"autofocus": row, "pyramid": row}))
+    said = []
+
+    def module(*words, **_):
+        said.append(words)
+        out = words[words.index("--out") + 1]
+        out.write_text(json.dumps({"autofocus": {**row, "AP": 0.5}}))
+
+    monkeypatch.setattr(claims, "module", module)
+    for _ in range(2):  # the second time nothing is left to do
+        claims.run_one("sniper", 0, "scenes", tmp_path)
+    assert len(said) == 1
+    modes = {one["mode"]: one["AP"] for one in claims.collect(tmp_path)["runs"]}
+    assert modes == {"autofocus": 1.0, "pyramid": 1.0, "quarter": 0.5}
+
+
 def test_finished_runs_of_claims_are_not_repeated(tmp_path, monkeypatch):
     claims = script("claims")
     finished(tmp_path / "single-0", 30.0)
