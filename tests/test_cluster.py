@@ -163,7 +163,7 @@ def test_a_chain_with_a_killed_task_and_two_preemptions_gives_what_make_gives(
     (of_train,) = (text for name, text in logs.items() if "-train-" in name)
     assert "stopped before the time limit; this job is queued once more" in of_train
     assert of_train.count("going on from step") == 2
-    for pattern in ("shards/*/*.tar", "shards/*/*.parquet", "shards/*/manifest.json"):
+    for pattern in ("shards/*/*/*.tar", "shards/*/*.parquet", "shards/*/manifest.json"):
         expected = hashes(by_make, pattern)
         assert expected
         assert hashes(run, pattern) == expected
