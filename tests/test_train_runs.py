@@ -53,8 +53,6 @@ def disturbed(run_folder, name, step, number, processes=1):
             child.wait(timeout=0.02)
     if child.poll() is None:
         os.killpg(child.pid, number)  # loader workers too, as a scheduler does
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(child.pid, number)  # and again, as Slurm does
     child.communicate()  # until the processes that torchrun leaves behind have ended as well
     return child.returncode
 
