@@ -22,7 +22,7 @@ from chipgen import suggest as suggesting
 from chipgen.errors import PictureError, Refusal
 from chipgen.recipe import digest
 from chipgen.run import Plan, PlanRecord, Recipe
-from chipgen.sealed import sealed
+from chipgen.sealed import encode_json, sealed
 from chipgen.storage import Folder, Table, digest_of, open_folder, open_table, read_table
 
 DEFAULT_RECIPE = "sniper"
@@ -378,7 +378,7 @@ def _report(args: argparse.Namespace, result: dict[str, Any]) -> None:
 
 def _write_json(path: Path, value: Any) -> None:
     folder, name = _locate(str(path))
-    folder.write(name, run_folder.encode_json(value))
+    folder.write(name, encode_json(value))
 
 
 def _plain(value: Any) -> Any:

@@ -399,11 +399,6 @@ class ChipReader:
         return whole.slice(0, count)
 
 
-def encode_json(value: Any) -> bytes:
-    """Write a record so that a person can read it; infinity becomes null."""
-    return msgspec.json.format(msgspec.json.encode(value), indent=1) + b"\n"
-
-
 def _content(folder: Folder, names: Iterable[str]) -> str:
     """Hash some tables of a plan."""
     return digest_of(folder, *(f"{name}.parquet" for name in names))

@@ -9,11 +9,16 @@ SEAL = "seal"  # sha256 of the other fields as compact json with sorted keys
 T = TypeVar("T")
 
 
+def encode_json(value: Any) -> bytes:
+    """Write a value so that a person can read it; infinity becomes null."""
+    return msgspec.json.format(msgspec.json.encode(value), indent=1) + b"\n"
+
+
 def sealed(value: Any) -> bytes:
-    """Write a record so that a person can read it; infinity becomes null."""
+    """Write a record in the same way, with its seal."""
     fields = msgspec.json.decode(msgspec.json.encode(value))
     fields[SEAL] = _hash(fields)
-    return msgspec.json.format(msgspec.json.encode(fields), indent=1) + b"\n"
+    return encode_json(fields)
 
 
 def unsealed(data: bytes, kind: type[T]) -> T:

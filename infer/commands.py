@@ -20,8 +20,7 @@ from chipgen import dataset
 from chipgen.errors import Refusal
 from chipgen.pipeline import commit
 from chipgen.recipe import build, digest, load, override
-from chipgen.run import encode_json
-from chipgen.sealed import sealed, unsealed
+from chipgen.sealed import encode_json, sealed, unsealed
 from chipgen.show import png
 from chipgen.storage import LocalFolder, open_folder, table_bytes, writing
 from infer import follow, measure, parts

@@ -27,7 +27,7 @@ import pyarrow as pa
 
 from chipgen import codec, dataset, pipeline, run, shards, shuffle
 from chipgen.dataset import PICTURES, REJECTS, Annotations
-from chipgen.run import encode_json
+from chipgen.sealed import encode_json
 from chipgen.shards import Manifest
 from chipgen.storage import create_table, digest_of, open_folder, open_table
 
