@@ -1,19 +1,25 @@
 """Train the embedded scenes by each strategy and seed, and put the papers' claims to the test.
 
-Each run has a folder of its own and goes on where it was stopped; a finished run is not repeated.
+Each run has a folder of its own and goes on where it was stopped; a finished run is not repeated
+while scenes and settings are the same.
 All have the same budget of training pixels as `sniper`, but `snip`, which gets three times as many,
 for that is what an epoch of it costs, and `positives-alone`, which passes as often over the
 positive chips.
 """
 
 import argparse
+import hashlib
 import json
 import statistics
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+import msgspec
+
+from chipgen import recipe, storage
 
 RECIPE = "scenes-small"
 FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "pixels", "pictures_per_s")
@@ -100,26 +106,26 @@ def main() -> None:
     for seed in range(args.seeds):
         for name in names:
             run_one(name, seed, args.data, args.out)
-            table = collect(args.out)
+            table = collect(args.out, args.data)
             path = args.out.with_name(f"{args.out.name}.json")
             path.write_text(json.dumps(table, indent=1) + "\n")
-    print(report(collect(args.out)))
+    print(report(table))
 
 
 def run_one(name: str, seed: int, data: str, out: Path) -> None:
     """Bring one run to its end: chips, training, evaluation."""
     strategy, run = STRATEGIES[name], out / f"{name}-{seed}"
-    if (run / "eval.json").is_file():
-        measure_focus(strategy, run, data)
+    source = source_of(strategy, data)
+    if is_finished(run, source):
         return
     sniper = out / f"sniper-{seed}"
     sets = [f"--set={text}" for text in (*strategy.settings, f"chips.seed={seed}")]
-    recipe = ["--recipe", RECIPE, *sets]
-    module("chipgen", "plan", run, "--data", data, *recipe)
+    settings = ["--recipe", RECIPE, *sets]
+    module("chipgen", "plan", run, "--data", data, *settings)
     module("chipgen", "write", run, "--kind", "positive")
     if strategy.negatives == "mined":
         rpn = ["--set=train.task=rpn", f"--set=train.seed={seed}"]
-        module("train", run, *recipe, *rpn, "--resume")
+        module("train", run, *settings, *rpn, "--resume")
         module("infer", "proposals", run)
     if strategy.negatives != "none":
         module("chipgen", "negatives", run)
@@ -131,19 +137,28 @@ def run_one(name: str, seed: int, data: str, out: Path) -> None:
         wanted = EPOCHS * pixels(sniper) * strategy.budget
         epochs = max(1, round(wanted / pixels(run)))
     schedule = [f"--set=train.epochs={epochs}", f"--set=train.drops=[[{DROP * epochs}, 0.1]]"]
-    module("train", run, *recipe, *schedule, f"--set=train.seed={seed}", "--resume")
+    module("train", run, *settings, *schedule, f"--set=train.seed={seed}", "--resume")
     modes = [f"--mode={mode}" for mode in strategy.modes]
-    module("infer", "eval", run, "--data", data, *modes, *recipe)
-    measure_focus(strategy, run, data)
+    module("infer", "eval", run, "--data", data, *modes, *settings)
+    for point, text in strategy.focus:
+        at = "--recipe", RECIPE, f"--set={text}", "--out", run / f"eval-{point}.json"
+        module("infer", "eval", run, "--data", data, "--mode=autofocus", *at)
+    (run / "claim.json").write_text(json.dumps({"source": source}) + "\n")
 
 
-def measure_focus(strategy: Strategy, run: Path, data: str) -> None:
-    """Run AutoFocus with the further settings of a strategy."""
-    for name, text in strategy.focus:
-        out = run / f"eval-{name}.json"
-        if not out.is_file():
-            at = "--recipe", RECIPE, f"--set={text}", "--out", out
-            module("infer", "eval", run, "--data", data, "--mode=autofocus", *at)
+def source_of(strategy: Strategy, data: str) -> str:
+    """Hash what the figures of a strategy come from: scenes, recipe, and what sets it apart."""
+    annotations = (f"annotations/instances_{split}.json" for split in ("train", "val"))
+    scenes = storage.digest_of(storage.LocalFolder(data), *annotations)
+    table = recipe.load_table(RECIPE, strategy.settings)
+    parts = scenes, table, asdict(strategy), EPOCHS, DROP
+    return hashlib.sha256(msgspec.json.encode(parts, order="sorted")).hexdigest()
+
+
+def is_finished(run: Path, source: str) -> bool:
+    """Tell whether the figures of a run are there, and of what is there to run it on."""
+    path = run / "claim.json"
+    return path.is_file() and json.loads(path.read_text())["source"] == source
 
 
 def pixels(run: Path) -> float:
@@ -166,16 +181,18 @@ def module(*words: Any, quiet: bool = False) -> None:
         raise SystemExit(f"claims: {' '.join(line[2:])} ended with code {code}")
 
 
-def collect(out: Path) -> dict[str, Any]:
+def collect(out: Path, data: str) -> dict[str, Any]:
     """Gather the figures of all finished runs."""
     runs = []
     for name, strategy in STRATEGIES.items():
+        source = source_of(strategy, data)
         for path in sorted(out.glob(f"{name}-*/eval.json")):
+            if not is_finished(path.parent, source):
+                continue
             found = json.loads(path.read_text())
             for point, _ in strategy.focus:
                 at = path.with_name(f"eval-{point}.json")
-                if at.is_file():
-                    found[point] = json.loads(at.read_text())["autofocus"]
+                found[point] = json.loads(at.read_text())["autofocus"]
             log = (path.parent / "train" / "log.jsonl").read_text().splitlines()
             runs += [
                 {
@@ -186,7 +203,6 @@ def collect(out: Path) -> dict[str, Any]:
                     "steps": json.loads(log[-1])["step"],
                 }
                 for mode in (*strategy.modes, *(name for name, _ in strategy.focus))
-                if mode in found
             ]
     return {"recipe": RECIPE, "runs": runs, "means": means(runs)}
 

@@ -20,62 +20,73 @@ def script(name):
     return module
 
 
-def finished(folder, ap):
-    figures = dict.fromkeys(("AP50", "AP75", "APs", "APm", "APl", "pixels", "pictures_per_s"), 1.0)
-    (folder / "train").mkdir(parents=True)
-    (folder / "train" / "log.jsonl").write_text('{"step": 10}\n{"step": 20}\n')
-    modes = {mode: {"AP": ap, **figures} for mode in ("autofocus", "pyramid")}
-    (folder / "eval.json").write_text(json.dumps(modes))
-
-
-def test_claims_gather_finished_runs_by_seed(tmp_path):
+@pytest.fixture
+def claims(tmp_path, monkeypatch):
+    """The script, with made-up figures instead of its commands, which `claims.said` lists."""
     claims = script("claims")
-    finished(tmp_path / "sniper-0", 40.0)
-    finished(tmp_path / "sniper-1", 42.0)
-    finished(tmp_path / "single-0", 30.0)
+    claims.said = []
+    (tmp_path / "scenes" / "annotations").mkdir(parents=True)
+    for split in ("train", "val"):
+        (tmp_path / "scenes" / "annotations" / f"instances_{split}.json").write_text(split)
+
+    def module(*words, **_):
+        claims.said.append(words)
+        if words[:2] == ("infer", "eval"):
+            point = "--out" in words
+            out = words[words.index("--out") + 1] if point else words[2] / "eval.json"
+            ap = 10.0 * point + int(words[2].name[-1])
+            modes = {mode: dict.fromkeys(claims.FIGURES, ap) for mode in ("autofocus", "pyramid")}
+            out.write_text(json.dumps(modes))
+        elif words[0] == "train":
+            (words[1] / "train").mkdir(parents=True, exist_ok=True)
+            (words[1] / "train" / "log.jsonl").write_text('{"step": 10}\n{"step": 20}\n')
+
+    monkeypatch.setattr(claims, "module", module)
+    monkeypatch.setattr(claims, "pixels", lambda run: 1.0)
+    return claims
+
+
+def test_claims_gather_finished_runs_by_seed(claims, tmp_path):
+    scenes = str(tmp_path / "scenes")
+    for name, seed in (("sniper", 0), ("sniper", 2), ("single", 0)):
+        claims.run_one(name, seed, scenes, tmp_path)
     (tmp_path / "snip-0").mkdir()  # not finished
-    table = claims.collect(tmp_path)
+    table = claims.collect(tmp_path, scenes)
     assert [(run["strategy"], run["mode"], run["seed"]) for run in table["runs"]] == [
         ("sniper", "autofocus", 0),
         ("sniper", "pyramid", 0),
-        ("sniper", "autofocus", 1),
-        ("sniper", "pyramid", 1),
+        ("sniper", "quarter", 0),
+        ("sniper", "autofocus", 2),
+        ("sniper", "pyramid", 2),
+        ("sniper", "quarter", 2),
         ("single", "pyramid", 0),
     ]
     means = {(row["strategy"], row["mode"]): row for row in table["means"]}
-    assert means["sniper", "pyramid"]["AP"] == 41.0
+    assert means["sniper", "pyramid"]["AP"] == 1.0
     assert means["sniper", "pyramid"]["AP_deviation"] == pytest.approx(2**0.5)
+    assert means["sniper", "quarter"]["AP"] == 11.0
     assert means["single", "pyramid"]["AP_deviation"] is None
     assert "single pyramid" in claims.report(table)
 
 
-def test_claims_tell_of_further_settings_of_autofocus(tmp_path, monkeypatch):
-    claims = script("claims")
-    run = tmp_path / "sniper-0"
-    (run / "train").mkdir(parents=True)
-    (run / "train" / "log.jsonl").write_text('{"step": 9}\n')
-    row = dict.fromkeys(claims.FIGURES, 1.0)
-    (run / "eval.json").write_text(json.dumps({"autofocus": row, "pyramid": row}))
-    said = []
+def test_a_finished_run_of_claims_is_repeated_only_for_other_scenes_or_settings(
+    claims, tmp_path, monkeypatch
+):
+    scenes = tmp_path / "scenes"
 
-    def module(*words, **_):
-        said.append(words)
-        out = words[words.index("--out") + 1]
-        out.write_text(json.dumps({"autofocus": {**row, "AP": 0.5}}))
+    def commands():
+        claims.said.clear()
+        claims.run_one("sniper", 0, str(scenes), tmp_path)
+        return len(claims.said)
 
-    monkeypatch.setattr(claims, "module", module)
-    for _ in range(2):  # the second time nothing is left to do
-        claims.run_one("sniper", 0, "scenes", tmp_path)
-    assert len(said) == 1
-    modes = {one["mode"]: one["AP"] for one in claims.collect(tmp_path)["runs"]}
-    assert modes == {"autofocus": 1.0, "pyramid": 1.0, "quarter": 0.5}
-
-
-def test_finished_runs_of_claims_are_not_repeated(tmp_path, monkeypatch):
-    claims = script("claims")
-    finished(tmp_path / "single-0", 30.0)
-    monkeypatch.setattr(claims, "module", lambda *words, **_: pytest.fail("ran something"))
-    claims.run_one("single", 0, "nowhere", tmp_path)
+    first = commands()
+    assert first > 5
+    assert commands() == 0
+    monkeypatch.setattr(claims, "EPOCHS", 40)
+    assert claims.collect(tmp_path, str(scenes))["runs"] == []
+    assert (commands(), commands()) == (first, 0)
+    (scenes / "annotations" / "instances_val.json").write_text("others")
+    assert (commands(), commands()) == (first, 0)
 
 
 def test_what_only_a_gpu_shows_is_not_measured_without_one(tmp_path):
