@@ -11,7 +11,6 @@ from typing import Any
 import msgspec
 import numpy as np
 import pyarrow as pa
-from tqdm import tqdm
 
 from chipgen import dataset, making, pipeline, pool, shards
 from chipgen import negatives as negatives_module
@@ -20,6 +19,7 @@ from chipgen import show as drawing
 from chipgen import stats as figures
 from chipgen import suggest as suggesting
 from chipgen.errors import PictureError, Refusal
+from chipgen.progress import progress
 from chipgen.recipe import digest
 from chipgen.run import Plan, PlanRecord, Recipe
 from chipgen.sealed import encode_json, sealed
@@ -141,7 +141,7 @@ def _write_kind(args: argparse.Namespace, job: pipeline.Job) -> None:
             part, parts = args.part
             groups = [group for group in groups if group % parts == part]
         total = int(job.groups[groups, 4].sum())
-        with tqdm(
+        with progress(
             total=total, unit=" pictures", desc=f"{job.kind} chips", disable=not groups
         ) as bar:
             pool.run(job, groups, args.workers, bar.update)

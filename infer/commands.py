@@ -14,11 +14,11 @@ from typing import Any
 import msgspec
 import numpy as np
 import pyarrow as pa
-from tqdm import tqdm
 
 from chipgen import dataset
 from chipgen.errors import Refusal
 from chipgen.pipeline import commit
+from chipgen.progress import progress
 from chipgen.recipe import build, digest, load, override
 from chipgen.sealed import encode_json, sealed, unsealed
 from chipgen.show import png
@@ -87,7 +87,7 @@ def detect(args: argparse.Namespace) -> int:
                 lines.write(checked(head))
                 lines.flush()
         results = detector(left, mode)
-        for result in tqdm(results, total=len(left), unit=" pictures", desc="detect"):
+        for result in progress(results, total=len(left), unit=" pictures", desc="detect"):
             name = str(result.picture)
             if result.error:
                 broken += 1

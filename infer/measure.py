@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from chipgen import dataset, layout
 from chipgen.dataset import Annotations
 from chipgen.errors import Refusal
+from chipgen.progress import progress
 from infer import evaluate
 from infer.cascade import PYRAMID
 from infer.detector import Detector
@@ -112,7 +112,7 @@ def look(
     found, errors = [], {}
     processed, whole = np.zeros((2, len(detector.settings.levels)))
     start = time.perf_counter()
-    for result in tqdm(
+    for result in progress(
         detector(sources, mode), total=len(sources), unit=" pictures", desc=name_of(mode)
     ):
         if result.error:
@@ -134,7 +134,7 @@ def propose(detector: Detector, annotations: Annotations) -> Looked:
     everything = dataclasses.replace(detector.settings, proposals=PROPOSALS, density=math.inf)
     proposer = Proposer(detector.models[0], everything, detector.device)
     start = time.perf_counter()
-    with tqdm(total=len(annotations.picture_ids), unit=" pictures", desc=RECALL) as bar:
+    with progress(total=len(annotations.picture_ids), unit=" pictures", desc=RECALL) as bar:
         table, errors = proposer.table(annotations, bar.update)
     boxes = np.stack([table[name].to_numpy() for name in ("x1", "y1", "x2", "y2")], axis=1)
     ids, scores = table["picture_id"].to_numpy(), table["score"].to_numpy()

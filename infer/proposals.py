@@ -15,12 +15,12 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 import torch
-from tqdm import tqdm
 
 from chipgen import run as run_folder
 from chipgen.dataset import Annotations
 from chipgen.errors import Refusal
 from chipgen.negatives import PROPOSALS
+from chipgen.progress import progress
 from chipgen.run import PlanRecord
 from chipgen.sealed import sealed, unsealed
 from chipgen.storage import (
@@ -129,7 +129,8 @@ def make(run: Folder, part: tuple[int, int] | None, finish: bool) -> None:
             recipe = run_folder.recipe_of(record)
             pyramid = training_pyramid(recipe)
             proposer = Proposer(model_of(state), pyramid)
-            with tqdm(total=_pictures_in(mine, count), unit=" pictures", desc="proposals") as bar:
+            total = _pictures_in(mine, count)
+            with progress(total=total, unit=" pictures", desc="proposals") as bar:
                 for n in mine:
                     annotations = reader.annotations(*_rows(n, count), record)
                     table, rejected = proposer.table(annotations, lambda: bar.update(1))

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
-from tqdm import tqdm
 
 from chipgen.boxes import sizes
+from chipgen.progress import progress
 from infer import stack
 from infer.cascade import AUTOFOCUS, UNSEEN, Flight, fly, focused, suppressed
 from infer.detector import Detector
@@ -56,7 +56,7 @@ def look(detector: Detector, test: Test) -> list[Seen]:
     seen = []
     sources = list(sources_of(test.annotations))
     limit = int(detector.settings.max_megapixels * 1e6)
-    for one in tqdm(decoded(sources, limit), total=len(sources), unit=" pictures", desc="tune"):
+    for one in progress(decoded(sources, limit), total=len(sources), unit=" pictures", desc="tune"):
         if one.pixels is None:
             continue
         picture = [torch.as_tensor(one.pixels).to(detector.device)]
@@ -78,7 +78,7 @@ def search(
     whole = dataclasses.replace(detector.settings, focus=everywhere)
 
     def tried(candidates: Iterable[InferSettings], what: str) -> list[Point]:
-        bar = tqdm(list(candidates), unit=" settings", desc=what)
+        bar = progress(list(candidates), unit=" settings", desc=what)
         return [evaluate(settings, test, seen, stride) for settings in bar]
 
     best = whole

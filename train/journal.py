@@ -1,13 +1,12 @@
 """What a run says while it goes: a bar, a log of JSON lines, TensorBoard."""
 
 import contextlib
-import sys
 from collections.abc import Iterator
 from typing import Any
 
 import msgspec
-from tqdm import tqdm
 
+from chipgen.progress import progress
 from chipgen.storage import LocalFolder, writing
 
 LOG = "log.jsonl"
@@ -20,10 +19,7 @@ class Journal:
         from torch.utils.tensorboard import SummaryWriter  # a second of imports
 
         _forget_after(folder, step)
-        pause = 0.5 if sys.stderr.isatty() else 30.0  # s between two looks; a job's file keeps all
-        self._bar = tqdm(
-            total=batches, initial=done, unit="batch", desc="training", mininterval=pause
-        )
+        self._bar = progress(total=batches, initial=done, unit=" batches", desc="training")
         folder.path.mkdir(parents=True, exist_ok=True)
         self._path = folder.path / LOG
         self._file = self._path.open("ab")
