@@ -108,8 +108,10 @@ def _override(text: str) -> dict:
         raise Refusal(f"--set {text}: expected key=value, for example --set chips.stride=16")
     try:
         parsed = tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
+    except tomllib.TOMLDecodeError as error:
         parsed = value.strip()  # a bare word is a string
+        if parsed.startswith(("[", "{", '"', "'")):
+            raise Refusal(f"--set {text}: not valid TOML: {error}") from error
     for part in reversed(key.strip().split(".")):
         parsed = {part: parsed}
     return parsed

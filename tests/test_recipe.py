@@ -81,6 +81,11 @@ def test_a_bad_override_is_refused(tmp_path, override):
         load_recipe(write(tmp_path, ""), [override])
 
 
+def test_an_override_that_is_meant_as_toml_is_refused_as_toml(tmp_path):
+    with pytest.raises(Refusal, match="not valid TOML"):  # a number needs its 0 before the point
+        load_recipe(write(tmp_path, ""), ["chips.levels=[{factor=.5}]"])
+
+
 def test_digest_depends_on_content_and_not_on_spelling(tmp_path):
     one = load_recipe(write(tmp_path, "[chips]\nsize = 512\n"))
     two = load_recipe(write(tmp_path, ""))
