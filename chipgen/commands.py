@@ -23,7 +23,8 @@ from chipgen.progress import progress
 from chipgen.recipe import digest
 from chipgen.run import Plan, PlanRecord, Recipe
 from chipgen.sealed import encode_json, sealed
-from chipgen.storage import Folder, Table, digest_of, open_folder, open_table, read_table
+from chipgen.storage import Folder, digest_of, open_folder
+from chipgen.tables import Table, open_table, read_table
 
 DEFAULT_RECIPE = "sniper"
 SHEET = 24  # chips on a contact sheet

@@ -16,7 +16,8 @@ from chipgen.dataset import REJECTS, Picture, reject_pictures
 from chipgen.errors import PictureError
 from chipgen.run import PlanRecord, Reader, Recipe
 from chipgen.shards import Chip, Sample
-from chipgen.storage import Folder, open_folder, open_table, read_picture, read_rows
+from chipgen.storage import Folder, open_folder, read_picture
+from chipgen.tables import open_table, read_rows
 
 SPREAD = 1 << 22  # stream of draws: the order of a group's chips
 

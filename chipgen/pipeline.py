@@ -31,13 +31,8 @@ from chipgen.recipe import digest
 from chipgen.run import PlanRecord, Recipe, read_negative_record
 from chipgen.sealed import sealed, unsealed
 from chipgen.shards import Manifest, ShardEntry
-from chipgen.storage import (
-    TEMPORARY,
-    Folder,
-    create_table,
-    digest_of,
-    open_table,
-)
+from chipgen.storage import TEMPORARY, Folder, digest_of
+from chipgen.tables import create_table, open_table
 
 
 @dataclass(frozen=True)

@@ -37,17 +37,8 @@ from chipgen.recipe import build, digest, load
 from chipgen.sealed import sealed, unsealed
 from chipgen.shards import ShardSettings
 from chipgen.shuffle import ORDER, Shuffle
-from chipgen.storage import (
-    TEMPORARY,
-    Folder,
-    LocalFolder,
-    TableSink,
-    create_table,
-    digest_of,
-    open_table,
-    read_rows,
-    read_table,
-)
+from chipgen.storage import TEMPORARY, Folder, LocalFolder, digest_of
+from chipgen.tables import TableSink, create_table, open_table, read_rows, read_table
 
 FORMAT = 1
 PROPOSALS = "proposals/proposals.parquet"  # where a run folder keeps those of its own

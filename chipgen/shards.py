@@ -19,7 +19,8 @@ import pyarrow as pa
 
 from chipgen.errors import Refusal
 from chipgen.sealed import unsealed
-from chipgen.storage import Folder, digest_of, open_table
+from chipgen.storage import Folder, digest_of
+from chipgen.tables import open_table
 
 FORMAT = 3
 READABLE = (2, 3)  # in format 2 all shards lie in the folder itself

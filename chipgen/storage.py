@@ -14,14 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from chipgen.errors import PictureError, Refusal
 
 BUFFER = 1 << 20  # bytes: shards come in thousands of small parts
 BLOCK = 1 << 26  # bytes of a large file that are read at a time
-ROW_GROUP = 1 << 13  # rows of a Parquet table that can be read by themselves
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # of some file systems
 TEMPORARY = ".tmp"  # suffix of a file that is being written; the first dot hides it as well
 
@@ -83,6 +79,10 @@ class LocalFolder:
                 raise
         with writing(target):
             _sync_folder(target.parent)
+
+    def source(self, name: str) -> Path:
+        """Give what a library that reads files by itself is to read."""
+        return self.path / name
 
     def exists(self, name: str) -> bool:
         """Say whether a file or folder is there."""
@@ -152,6 +152,11 @@ class RemoteFolder:
             with _told(self.url):
                 self.fs.put_file(file.name, f"{self.path}/{name}")
 
+    def source(self, name: str) -> BinaryIO:
+        """Give what a library that reads files by itself is to read."""
+        with _told(self.url):
+            return self.fs.open(f"{self.path}/{name}", "rb")
+
     def exists(self, name: str) -> bool:
         """Say whether an object or folder is there, asking the store and not a cache."""
         self.fs.invalidate_cache()
@@ -211,66 +216,6 @@ def read_picture(folder: Folder, name: str) -> bytes:
         ) from error
 
 
-def table_bytes(table: pa.Table) -> bytes:
-    """Write a table as Parquet; equal tables give equal bytes."""
-    buffer = pa.BufferOutputStream()
-    sink = TableSink(buffer, table.schema, ROW_GROUP)
-    sink.add(table)
-    sink.end()
-    return buffer.getvalue().to_pybytes()
-
-
-@contextlib.contextmanager
-def create_table(
-    folder: Folder, name: str, schema: pa.Schema, group: int = ROW_GROUP
-) -> Iterator["TableSink"]:
-    """Write a table as Parquet, rows as they come; it has its name once the block has ended well.
-
-    Equal tables give equal bytes, those of `table_bytes`, in whatever portions they come.
-    """
-    with folder.create(name) as file:
-        sink = TableSink(file, schema, group)
-        try:
-            yield sink
-        finally:
-            sink.end()  # also of a file that will not stay: its writer must not outlive it
-
-
-class TableSink:
-    """Takes the rows of a table, and puts them out in groups of one size."""
-
-    def __init__(self, file: BinaryIO | pa.NativeFile, schema: pa.Schema, group: int):
-        self.rows = 0
-        self._group = group
-        self._schema = schema
-        self._writer = pq.ParquetWriter(file, schema, compression="zstd", write_page_checksum=True)
-        self._waiting: list[pa.Table] = []  # less than a group
-        self._count = 0  # of rows waiting
-
-    def add(self, table: pa.Table) -> None:
-        """Take some rows."""
-        self._waiting.append(table.cast(self._schema))
-        self._count += table.num_rows
-        self.rows += table.num_rows
-        if self._count < self._group:
-            return
-        whole = pa.concat_tables(self._waiting)
-        full = self._count // self._group * self._group
-        for start in range(0, full, self._group):
-            self._put(whole.slice(start, self._group))
-        self._waiting, self._count = [whole.slice(full)], self._count - full
-
-    def end(self) -> None:
-        """Put out what is waiting."""
-        if self._count or not self.rows:
-            self._put(pa.concat_tables([self._schema.empty_table(), *self._waiting]))
-        self._writer.close()
-
-    def _put(self, group: pa.Table) -> None:
-        # in one piece: pages begin anew with each
-        self._writer.write_table(group.combine_chunks(), row_group_size=self._group)
-
-
 def digest_of(folder: Folder, *names: str) -> str:
     """Hash files of any size, one after the other: sha256 as hex digits."""
     state = hashlib.sha256()
@@ -278,68 +223,6 @@ def digest_of(folder: Folder, *names: str) -> str:
         for start in range(0, folder.size(name), BLOCK):
             state.update(folder.read(name, start, BLOCK))
     return state.hexdigest()
-
-
-class Table(pq.ParquetFile):
-    """A Parquet file; what is damaged in it is refused with its name, also single flipped bits."""
-
-    def __init__(self, where: str, source: Any, memory_map: bool = False):
-        self.where = where
-        with _intact(where):
-            super().__init__(source, memory_map=memory_map, page_checksum_verification=True)
-
-    def read(self, *args: Any, **more: Any) -> pa.Table:
-        """Read it whole, or some of its columns."""
-        with _intact(self.where):
-            return super().read(*args, **more)
-
-    def read_row_groups(self, *args: Any, **more: Any) -> pa.Table:
-        """Read some of its groups of rows."""
-        with _intact(self.where):
-            return super().read_row_groups(*args, **more)
-
-
-def open_table(folder: Folder, name: str) -> Table:
-    """Open a Parquet file for reading, memory-mapped where it lies on disk."""
-    where = f"{folder}/{name}"
-    if isinstance(folder, LocalFolder):
-        return Table(where, folder.path / name, memory_map=True)
-    with _told(folder.url):
-        return Table(where, folder.fs.open(f"{folder.path}/{name}", "rb"))
-
-
-def read_table(folder: Folder, name: str, columns: list[str] | None = None) -> pa.Table:
-    """Read a whole Parquet file, or some of its columns."""
-    with open_table(folder, name) as file:
-        return file.read(columns=columns)
-
-
-def read_rows(file: Table, start: int, stop: int) -> pa.Table:
-    """Read the rows [start, stop) of a table, touching only the row groups that hold them."""
-    first = 0
-    wanted, skipped = [], 0
-    for group in range(file.num_row_groups):
-        last = first + file.metadata.row_group(group).num_rows
-        if last <= start:
-            skipped = last
-        elif first < stop:
-            wanted.append(group)
-        first = last
-    return file.read_row_groups(wanted).slice(start - skipped, stop - start)
-
-
-@contextlib.contextmanager
-def _intact(where: str) -> Iterator[None]:
-    """Turn what Arrow raises on a damaged file into a refusal that names it."""
-    try:
-        yield
-    except (pa.ArrowException, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:  # no damage, but the system
-            raise
-        raise Refusal(
-            f"{where}: damaged, or no Parquet ({error}); delete that file's folder, and run again "
-            f"what makes it"
-        ) from error
 
 
 def _forget(file: int) -> None:

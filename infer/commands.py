@@ -22,7 +22,8 @@ from chipgen.progress import progress
 from chipgen.recipe import build, digest, load, override
 from chipgen.sealed import encode_json, sealed, unsealed
 from chipgen.show import png
-from chipgen.storage import LocalFolder, open_folder, table_bytes, writing
+from chipgen.storage import LocalFolder, open_folder, writing
+from chipgen.tables import table_bytes
 from infer import follow, measure, parts
 from infer import proposals as mining
 from infer import tune as tuning

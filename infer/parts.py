@@ -14,7 +14,8 @@ import numpy as np
 import pyarrow as pa
 
 from chipgen.errors import Refusal
-from chipgen.storage import Folder, open_table, read_table, table_bytes
+from chipgen.storage import Folder
+from chipgen.tables import open_table, read_table, table_bytes
 from infer import measure
 from infer.detector import Detector
 from infer.evaluate import Detections

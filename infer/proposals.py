@@ -23,15 +23,8 @@ from chipgen.negatives import PROPOSALS
 from chipgen.progress import progress
 from chipgen.run import PlanRecord
 from chipgen.sealed import sealed, unsealed
-from chipgen.storage import (
-    Folder,
-    create_table,
-    digest_of,
-    open_folder,
-    open_table,
-    read_table,
-    table_bytes,
-)
+from chipgen.storage import Folder, digest_of, open_folder
+from chipgen.tables import create_table, open_table, read_table, table_bytes
 from infer import stack
 from infer.cascade import Flight, Machine, Window, batches, regions_in
 from infer.crop import draw

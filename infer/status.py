@@ -16,7 +16,8 @@ from chipgen import pipeline, run, shards
 from chipgen.errors import Refusal
 from chipgen.run import PlanRecord
 from chipgen.sealed import unsealed
-from chipgen.storage import LocalFolder, digest_of, open_table, read_table
+from chipgen.storage import LocalFolder, digest_of
+from chipgen.tables import open_table, read_table
 from infer import parts, proposals
 from train import checkpoint, hold, journal
 

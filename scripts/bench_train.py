@@ -24,7 +24,8 @@ import torchvision
 import webdataset
 
 from chipgen import dataset, pipeline, pool, run, shards
-from chipgen.storage import LocalFolder, open_folder, read_table
+from chipgen.storage import LocalFolder, open_folder
+from chipgen.tables import read_table
 from train import loop, settings
 from train.index import Index, find_sets, open_index
 from train.order import Order

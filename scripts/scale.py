@@ -29,7 +29,8 @@ from chipgen import codec, dataset, pipeline, run, shards, shuffle
 from chipgen.dataset import PICTURES, REJECTS, Annotations
 from chipgen.sealed import encode_json
 from chipgen.shards import Manifest
-from chipgen.storage import create_table, digest_of, open_folder, open_table
+from chipgen.storage import digest_of, open_folder
+from chipgen.tables import create_table, open_table
 
 MEMORY_LIMIT = 4e9  # bytes of a process, at its peak
 TIME_LIMIT = 600.0  # s

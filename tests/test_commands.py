@@ -12,7 +12,8 @@ from chipgen import shards
 from chipgen.__main__ import main
 from chipgen.plan import ChipSettings
 from chipgen.recipe import load
-from chipgen.storage import open_folder, read_table
+from chipgen.storage import open_folder
+from chipgen.tables import read_table
 from infer.settings import InferSettings
 from train.settings import load_recipe
 

@@ -12,7 +12,8 @@ from chipgen import pipeline, shards
 from chipgen import run as run_folder
 from chipgen.__main__ import main
 from chipgen.recipe import digest
-from chipgen.storage import digest_of, open_folder, read_table, table_bytes
+from chipgen.storage import digest_of, open_folder
+from chipgen.tables import read_table, table_bytes
 from train.index import find_sets, open_index
 
 finished, copied = test_order.finished, test_order.copied  # fixtures

@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader, Dataset
 from chipgen import shards
 from chipgen.errors import Refusal
 from chipgen.sealed import sealed
-from chipgen.storage import digest_of, read_table, table_bytes
+from chipgen.storage import digest_of
+from chipgen.tables import read_table, table_bytes
 from train import index as index_module
 from train.index import Index, find_sets, open_index
 

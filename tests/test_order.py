@@ -12,7 +12,8 @@ from test_shards import written
 from chipgen import shards
 from chipgen.__main__ import main
 from chipgen.errors import Refusal
-from chipgen.storage import LocalFolder, open_folder, read_table
+from chipgen.storage import LocalFolder, open_folder
+from chipgen.tables import read_table
 from train import order as order_module
 from train.index import Index, find_sets, open_index
 from train.order import CELL, Order, from_place, share

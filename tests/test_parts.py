@@ -10,13 +10,14 @@ import pytest
 import reference
 from test_pipeline import made_up_proposals
 
-from chipgen import dataset, run, shuffle, storage
+from chipgen import dataset, run, shuffle
 from chipgen.__main__ import main
 from chipgen.errors import Refusal
 from chipgen.negatives import ProposalReader
 from chipgen.plan import ChipSettings
 from chipgen.run import Recipe
-from chipgen.storage import create_table, open_folder, read_table, table_bytes
+from chipgen.storage import open_folder
+from chipgen.tables import create_table, read_table, table_bytes
 
 
 def tables(folder) -> dict[str, bytes]:
@@ -52,13 +53,11 @@ def in_files(data, count: int, edit=lambda contents: None):
     return toml
 
 
-def tight(monkeypatch, held: int = 40, part: int = 3, group: int | None = None) -> None:
+def tight(monkeypatch, held: int = 40, part: int = 3) -> None:
     """Let everything be cut into small parts, and go to disk at once."""
     monkeypatch.setattr(shuffle, "HELD", held)
     monkeypatch.setattr(shuffle, "PART", part)
     monkeypatch.setattr(run, "PART", part)
-    if group:
-        monkeypatch.setattr(storage, "ROW_GROUP", group)
 
 
 @pytest.mark.parametrize("files", [1, 2, 7])

@@ -16,7 +16,8 @@ import pytest
 from chipgen import pipeline, shards
 from chipgen.__main__ import main
 from chipgen.run import read_record, recipe_of
-from chipgen.storage import LocalFolder, open_folder, read_table
+from chipgen.storage import LocalFolder, open_folder
+from chipgen.tables import read_table
 
 
 def tree(folder: Path) -> dict[str, str]:

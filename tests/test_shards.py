@@ -10,7 +10,8 @@ import pytest
 
 from chipgen import codec, dataset, pipeline, pool, run, shards
 from chipgen.errors import Refusal
-from chipgen.storage import LocalFolder, open_folder, read_table
+from chipgen.storage import LocalFolder, open_folder
+from chipgen.tables import read_table
 
 
 def written(tmp_path, store="source", pictures=12, **chips):

@@ -6,7 +6,8 @@ import pyarrow as pa
 import pytest
 
 from chipgen.errors import Refusal
-from chipgen.storage import LocalFolder, open_folder, read_table, table_bytes
+from chipgen.storage import LocalFolder, open_folder
+from chipgen.tables import read_table, table_bytes
 
 
 @pytest.fixture

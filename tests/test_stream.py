@@ -17,7 +17,7 @@ from test_pipeline import made_up_proposals
 from chipgen import shards
 from chipgen.__main__ import main
 from chipgen.errors import Refusal
-from chipgen.storage import read_table
+from chipgen.tables import read_table
 from train import stream
 from train.index import Index, find_sets, open_index
 from train.order import Order, Planned

@@ -27,7 +27,8 @@ import pyarrow as pa
 
 from chipgen import shards
 from chipgen.errors import Refusal
-from chipgen.storage import Folder, LocalFolder, open_folder, open_table
+from chipgen.storage import Folder, LocalFolder, open_folder
+from chipgen.tables import open_table
 
 MAGIC = b"FoveaIx1"
 HEADER = struct.Struct("<8sQQQ")  # magic, samples, bytes of their keys, bytes of shards' names
