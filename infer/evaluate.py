@@ -87,6 +87,7 @@ class Detections:
 
 class _Annotation(msgspec.Struct, gc=False):
     id: Any = None
+    image_id: Any = None
     area: Any = None
 
 
@@ -118,37 +119,44 @@ def areas_of(where: str, splits: Sequence[str], annotations: Annotations) -> np.
         return areas
     names = np.array(annotations.pictures["split"].to_pylist(), dtype=object)
     split_of_box = names[annotations.picture_of_box]
+    picture_ids = annotations.picture_ids[annotations.picture_of_box]
     for name in splits:
-        # ids are unique within a file only
-        mine = np.flatnonzero(split_of_box == name)
-        ids, listed = _listed_areas(_decoded(found, found.split(name), _AnnotationFile).annotations)
-        if not len(mine) or not len(ids):
-            continue
-        place = np.minimum(np.searchsorted(ids, annotations.annotation_ids[mine]), len(ids) - 1)
-        usable = ids[place] == annotations.annotation_ids[mine]
-        usable &= np.isfinite(listed[place]) & (listed[place] >= 0)
-        areas[mine[usable]] = listed[place[usable]]
+        left = np.flatnonzero(split_of_box == name)  # objects whose file is still to come
+        for file in found.files(found.split(name)):
+            ids, pictures, listed = _listed(_decoded(found, file, _AnnotationFile).annotations)
+            if not len(ids):
+                continue
+            place = np.searchsorted(ids, annotations.annotation_ids[left])
+            place = np.minimum(place, len(ids) - 1)
+            # their ids are unique within a file only, those of pictures over all of them
+            here = ids[place] == annotations.annotation_ids[left]
+            here &= pictures[place] == picture_ids[left]
+            usable = here & np.isfinite(listed[place]) & (listed[place] >= 0)
+            areas[left[usable]] = listed[place[usable]]
+            left = left[~here]
     return areas
 
 
-def _listed_areas(entries: list) -> tuple[np.ndarray, np.ndarray]:
-    """Give the ids of a file's annotations, ascending, and their areas; NaN for an unusable one."""
+def _listed(entries: list) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Give a file's annotations: ids, ascending, pictures, and areas, NaN for unusable ones."""
     entries = [one if isinstance(one, _Annotation) else _Annotation() for one in entries]
+    pictures, _ = raw.ids([one.image_id for one in entries])
     areas = raw.floats([one.area for one in entries])
     values = [one.id for one in entries]
     if all(value is None for value in values):  # the reader numbers them, too
-        return np.arange(len(values)), areas
+        return np.arange(len(values)), pictures, areas
     ids, _ = raw.ids(values)
     ids, first = np.unique(ids, return_index=True)  # of those that share an id, the first is kept
-    return ids, areas[first]
+    return ids, pictures[first], areas[first]
 
 
 def category_ids(where: str, splits: Sequence[str], classes: Sequence[str]) -> list[int]:
-    """Give each class the id that it has in the first split's json, or 1, 2, .. for VOC."""
+    """Give each class the id that it has in the first split's jsons, or 1, 2, .. for VOC."""
     found = layout.find(where)
     if found.style != "coco":
         return list(range(1, len(classes) + 1))
-    listed = _decoded(found, found.split(splits[0]), _CategoryFile).categories
+    first = found.files(found.split(splits[0]))[0]  # the categories are the same in all of them
+    listed = _decoded(found, first, _CategoryFile).categories
     listed = sorted(listed, key=lambda category: category.id)
     if [category.name for category in listed] == list(classes):
         return [category.id for category in listed]  # also where two share a name
@@ -162,9 +170,9 @@ def category_ids(where: str, splits: Sequence[str], classes: Sequence[str]) -> l
     return [id_of[name] for name in classes]
 
 
-def _decoded(found: layout.Layout, split: layout.Split, kind: type) -> Any:
-    """Read a split's json into a struct, skipping all that the struct does not name."""
-    folder, name = found.part(split.annotations)
+def _decoded(found: layout.Layout, file: layout.Split, kind: type) -> Any:
+    """Read a json of a split into a struct, skipping all that the struct does not name."""
+    folder, name = found.part(file.annotations)
     where = f"{folder}/{name}"
     try:
         data = folder.read(name)

@@ -165,6 +165,49 @@ def test_areas_of_annotations_without_ids_or_with_a_repeated_one_or_malformed(tm
     assert read(tmp_path)[1].tolist() == [1, 2, 3]
 
 
+def in_files(folder, *contents):
+    """Write the jsons of a split that a dataset.toml names with a pattern."""
+    (folder / "train").mkdir(parents=True)
+    (folder / "train" / "7.jpg").touch()
+    for number, (pictures, entries) in enumerate(contents):
+        images = [{"id": i, "file_name": f"{i}.jpg", "width": 60, "height": 60} for i in pictures]
+        content = {"categories": made_up.CATEGORIES, "images": images, "annotations": entries}
+        (folder / f"part-{number}.json").write_text(json.dumps(content))
+    toml = folder / "dataset.toml"
+    toml.write_text(
+        'format = "coco"\n[splits.train]\nannotations = "part-*.json"\npictures = "train"\n'
+    )
+    return toml
+
+
+def test_areas_of_several_files_whose_annotation_ids_repeat_are_kept_apart(tmp_path):
+    def entry(number, picture, area):
+        return {
+            "id": number, "image_id": picture, "category_id": 1, "bbox": [0, 0, 9, 9], "area": area
+        }  # fmt: skip
+
+    toml = in_files(
+        tmp_path,
+        ([7, 9], [entry(1, 7, 11), entry(2, 9, 12), entry(3, 9, "odd")]),
+        ([], []),
+        # picture 7 again, which is taken from the first file
+        ([8, 7], [entry(1, 8, 21), entry(2, 8, 22), entry(3, 8, 23), entry(4, 7, 24)]),
+        ([6], [entry(1, 6, 31)]),
+    )
+    found, areas = read(toml)
+    picture_ids = found.picture_ids[found.picture_of_box].tolist()
+    assert sorted(zip(picture_ids, areas.tolist(), strict=True)) == [
+        (6, 31), (7, 11), (8, 21), (8, 22), (8, 23), (9, 12), (9, 81)
+    ]  # fmt: skip
+
+
+def test_areas_of_a_picture_in_two_files_are_those_of_the_first(tmp_path):
+    def entry(area):
+        return {"id": 1, "image_id": 7, "category_id": 1, "bbox": [0, 0, 9, 9], "area": area}
+
+    assert read(in_files(tmp_path, ([7], [entry(11)]), ([7], [entry(22)])))[1].tolist() == [11]
+
+
 def test_areas_of_voc_are_those_of_the_boxes(tmp_path):
     found, areas = read(made_up.voc(tmp_path))
     assert areas.tolist() == box_math.areas(found.boxes).tolist() == [3000, 30000]
@@ -176,6 +219,8 @@ def test_category_ids_follow_the_classes(tmp_path):
     assert evaluate.category_ids(folder, ["train"], ["cat", "ant"]) == [3, 1]
     with pytest.raises(Refusal, match="lack dog"):
         evaluate.category_ids(folder, ["train"], ["dog", "cat"])
+    several = str(in_files(tmp_path / "several", ([7], []), ([8], [])))
+    assert evaluate.category_ids(several, ["train"], ["ant", "cat"]) == [1, 3]
     voc = str(made_up.voc(tmp_path / "voc"))
     assert evaluate.category_ids(voc, ["train"], ["cat", "dog"]) == [1, 2]
 
