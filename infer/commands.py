@@ -64,7 +64,7 @@ def status(args: argparse.Namespace) -> int:
 
 
 def detect(args: argparse.Namespace) -> int:
-    """Find objects in pictures; what was done before in the same folder is not done again."""
+    """Find objects in pictures; those done before and not written anew are not done again."""
     drawn = Path(args.out, DRAWN).resolve()
     files = [one for one in expand(args.pictures) if drawn not in Path(one).resolve().parents]
     detector = load_detector(args)
@@ -76,14 +76,20 @@ def detect(args: argparse.Namespace) -> int:
         "mode": mode,
         "classes": list(detector.classes),
     }
-    done = read_lines(out, head)
+    before = read_lines(out, head)
+    versions = {file: version_of(file) for file in files}
+    done = {
+        file: before[file]
+        for file, version in versions.items()
+        if file in before and before[file].get("version") == version
+    }
     left = [file for file in files if file not in done]
     if args.draw and len(left) < len(files):
         log.info("detect: %d pictures are done and not drawn again", len(files) - len(left))
     out.path.mkdir(parents=True, exist_ok=True)
     broken = 0
     with (out.path / LINES).open("ab") as lines:
-        if not done and not lines.tell():
+        if not lines.tell():
             with writing(out.path / LINES):
                 lines.write(checked(head))
                 lines.flush()
@@ -96,7 +102,7 @@ def detect(args: argparse.Namespace) -> int:
                 continue
             if args.draw:
                 _draw(out.path / DRAWN, name, result, detector, args.min_score)
-            done[name] = line = line_of(name, result)
+            done[name] = line = line_of(name, versions[name], result)
             with writing(out.path / LINES):
                 lines.write(checked(line))
                 lines.flush()
@@ -129,10 +135,20 @@ def expand(patterns: Iterable[str]) -> list[str]:
     return list(files)
 
 
-def line_of(name: str, result: Result) -> dict[str, Any]:
+def version_of(file: str) -> str:
+    """Say what changes when a picture is written anew; empty for one that is gone."""
+    path = Path(file)
+    try:
+        return LocalFolder(path.parent).version(path.name)
+    except OSError:  # told when it is to be read
+        return ""
+
+
+def line_of(name: str, version: str, result: Result) -> dict[str, Any]:
     """Turn a result into a line of pictures.jsonl."""
     return {
         "file": name,
+        "version": version,
         "size": list(result.size),
         "boxes": np.round(result.boxes.astype(np.float64), 3).tolist(),
         "scores": np.round(result.scores.astype(np.float64), 5).tolist(),

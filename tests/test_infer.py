@@ -6,6 +6,7 @@ import shutil
 import inferring
 import made_up
 import numpy as np
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -15,7 +16,7 @@ from chipgen.errors import Refusal
 from chipgen.storage import LocalFolder
 from infer import Detector, measure, parts
 from infer.__main__ import main
-from infer.commands import LINES
+from infer.commands import LINES, checked, read_checked
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -205,6 +206,37 @@ def test_an_interrupted_detect_goes_on_where_it_stopped(run, photos, tmp_path, m
     assert detect(run, photos, "--out", out) == 0
     for name in ("detections.json", "pictures.json", "detections.parquet", LINES):
         assert (out / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_a_picture_that_was_written_anew_is_done_again(run, photos, tmp_path):
+    out, fresh, photo = tmp_path / "found", tmp_path / "fresh", photos / "a.jpg"
+    assert detect(run, photos, "--out", out) == 0
+    photo.write_bytes(made_up.encoded(made_up.noise(*WIDE, seed=77)))
+    assert detect(run, photos, "--out", out) == 0
+    assert len((out / LINES).read_bytes().splitlines()) == 1 + 3 + 1
+    assert detect(run, photo, "--out", fresh) == 0
+    found, alone = (pq.read_table(folder / "detections.parquet") for folder in (out, fresh))
+    assert found.filter(pc.field("file") == str(photo)).equals(alone)
+    assert {str(photo), str(photos / "b.png")} < set(found["file"].to_pylist())
+    photo.write_bytes(b"broken")
+    assert detect(run, photos, "--out", out) == 0
+    names = [one["file_name"] for one in json.loads((out / "pictures.json").read_text())["images"]]
+    assert len(names) == 2
+    assert str(photo) not in names
+
+
+def test_lines_of_before_there_were_versions_are_done_again(run, photos, tmp_path):
+    assert detect(run, photos, "--out", tmp_path) == 0
+    expected = (tmp_path / "detections.json").read_bytes()
+    head, *lines = (read_checked(one) for one in (tmp_path / LINES).read_bytes().splitlines())
+    for line in lines:
+        del line["version"]
+    old = b"".join(map(checked, [head, *lines]))
+    (tmp_path / LINES).write_bytes(old)
+    assert detect(run, photos, "--out", tmp_path) == 0
+    assert (tmp_path / LINES).read_bytes()[: len(old)] == old
+    assert len((tmp_path / LINES).read_bytes().splitlines()) == 1 + 3 + 3
+    assert (tmp_path / "detections.json").read_bytes() == expected
 
 
 def test_another_model_or_mode_in_the_same_folder_is_refused(run, photos, tmp_path, capsys):
