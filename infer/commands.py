@@ -79,9 +79,9 @@ def detect(args: argparse.Namespace) -> int:
     before = read_lines(out, head)
     versions = {file: version_of(file) for file in files}
     done = {
-        file: before[file]
+        file: before[as_text(file)]
         for file, version in versions.items()
-        if file in before and before[file].get("version") == version
+        if before.get(as_text(file), {}).get("version") == version
     }
     left = [file for file in files if file not in done]
     if args.draw and len(left) < len(files):
@@ -95,14 +95,14 @@ def detect(args: argparse.Namespace) -> int:
                 lines.flush()
         results = detector(left, mode)
         for result in progress(results, total=len(left), unit=" pictures", desc="detect"):
-            name = str(result.picture)
+            file = result.picture
             if result.error:
                 broken += 1
-                log.warning("%s is left out: %s", name, result.error)
+                log.warning("%s is left out: %s", as_text(file), result.error)
                 continue
             if args.draw:
-                _draw(out.path / DRAWN, name, result, detector, args.min_score)
-            done[name] = line = line_of(name, versions[name], result)
+                _draw(out.path / DRAWN, file, result, detector, args.min_score)
+            done[file] = line = line_of(file, versions[file], result)
             with writing(out.path / LINES):
                 lines.write(checked(line))
                 lines.flush()
@@ -111,7 +111,7 @@ def detect(args: argparse.Namespace) -> int:
         "detect: %d pictures, %d of them broken and left out; %d detections (%s)",
         len(files),
         broken,
-        sum(len(done[file]["scores"]) for file in files if file in done),
+        sum(len(line["scores"]) for line in done.values()),
         out,
     )
     return 1 if broken and broken == len(files) else 0
@@ -135,6 +135,11 @@ def expand(patterns: Iterable[str]) -> list[str]:
     return list(files)
 
 
+def as_text(file: str) -> str:
+    """Escape the bytes of a file's name that are no UTF-8, which json and Parquet don't take."""
+    return file.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 def version_of(file: str) -> str:
     """Say what changes when a picture is written anew; empty for one that is gone."""
     path = Path(file)
@@ -144,10 +149,10 @@ def version_of(file: str) -> str:
         return ""
 
 
-def line_of(name: str, version: str, result: Result) -> dict[str, Any]:
+def line_of(file: str, version: str, result: Result) -> dict[str, Any]:
     """Turn a result into a line of pictures.jsonl."""
     return {
-        "file": name,
+        "file": as_text(file),
         "version": version,
         "size": list(result.size),
         "boxes": np.round(result.boxes.astype(np.float64), 3).tolist(),
@@ -228,11 +233,11 @@ def _write_detections(out: LocalFolder, lines: list[dict], classes: tuple[str, .
     out.write("detections.parquet", table_bytes(table))
 
 
-def _draw(folder: Path, name: str, result: Result, detector: Detector, min_score: float) -> None:
+def _draw(folder: Path, file: str, result: Result, detector: Detector, min_score: float) -> None:
     """Draw a result, and its coarsest map of focus."""
-    (one,) = decoded([name], int(detector.settings.max_megapixels * 1e6))
+    (one,) = decoded([file], int(detector.settings.max_megapixels * 1e6))
     folder.mkdir(parents=True, exist_ok=True)
-    stem = Path(name).as_posix().strip("/").replace("_", "__").replace("/", "_")
+    stem = as_text(file).strip("/").replace("_", "__").replace("/", "_")
     draw_result(one.pixels, result, detector.classes, min_score).save(folder / f"{stem}.png")
     if len(detector.settings.levels) > 1 and 0 in result.focus:
         draw_focus(one.pixels, result.focus[0]).save(folder / f"{stem}_focus.png")

@@ -1,6 +1,7 @@
 """The detector and its command line, as users call them."""
 
 import json
+import os
 import shutil
 
 import inferring
@@ -206,6 +207,20 @@ def test_an_interrupted_detect_goes_on_where_it_stopped(run, photos, tmp_path, m
     assert detect(run, photos, "--out", out) == 0
     for name in ("detections.json", "pictures.json", "detections.parquet", LINES):
         assert (out / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_a_file_name_that_is_no_text_is_escaped(run, photos, tmp_path):
+    (photos / "a.jpg").rename(photos / os.fsdecode(b"caf\xe9.jpg"))
+    (photos / os.fsdecode(b"broken\xff.jpg")).touch()
+    for _ in range(2):
+        assert detect(run, photos, "--out", tmp_path, "--draw") == 0
+        pictures = json.loads((tmp_path / "pictures.json").read_text())["images"]
+        assert f"{photos}/caf\\xe9.jpg" in [one["file_name"] for one in pictures]
+        assert len(pictures) == 3
+        assert len((tmp_path / LINES).read_bytes().splitlines()) == 1 + 3  # each is done once
+    table = pq.read_table(tmp_path / "detections.parquet")
+    assert f"{photos}/caf\\xe9.jpg" in table["file"].to_pylist()
+    assert [p for p in (tmp_path / "drawn").iterdir() if p.name.endswith("caf\\xe9.jpg.png")]
 
 
 def test_a_picture_that_was_written_anew_is_done_again(run, photos, tmp_path):
