@@ -249,15 +249,16 @@ def evaluate(args: argparse.Namespace) -> int:
     modes = [mode_of(mode) for mode in args.modes or ()]
     if args.follow:
         test = measure.open_test(args.data, splits, args.pictures)
-        follow.follow(Path(args.model), test, modes or [AUTOFOCUS], settings_of(args))
+        modes, settings = modes or [AUTOFOCUS], settings_of(args)
+        inputs = inputs_of(args, digest(settings) if settings else "of the model", modes)
+        about = {"inputs": inputs, "data": args.data, "split": splits}
+        follow.follow(Path(args.model), test, modes, settings, about)
         return 0
     detector = load_detector(args)
     modes = modes or [AUTOFOCUS, PYRAMID, *range(len(detector.settings.levels))]
     model = Path(args.model.split(",")[0])
     out = args.out or (model if model.is_dir() else model.parent) / "eval.json"
-    state = f"{commit()} {detector.weights} {digest(detector.settings)} {modes} {args.pictures}"
-    state += dataset.fingerprint(args.data, splits)
-    inputs = hashlib.sha256(state.encode()).hexdigest()
+    inputs = inputs_of(args, commit(), detector.weights, digest(detector.settings), modes)
     if out.is_file():
         before = None
         with contextlib.suppress(ValueError):  # damaged: measured again
@@ -282,6 +283,13 @@ def evaluate(args: argparse.Namespace) -> int:
         parts.remove(folder)
     print(measure.table_of(result))
     return 0
+
+
+def inputs_of(args: argparse.Namespace, *state: Any) -> str:
+    """Hash what figures come from: a state, and the pictures that the arguments name."""
+    text = " ".join(map(str, [*state, args.pictures]))
+    text += dataset.fingerprint(args.data, args.split.split(","))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def tune(args: argparse.Namespace) -> int:

@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -20,9 +21,14 @@ log = logging.getLogger("infer")
 
 
 def follow(
-    run: Path, test: measure.Test, modes: Sequence[str | int], settings: InferSettings | None
-) -> None:
-    """Evaluate checkpoints until the last one of the training is done."""
+    run: Path, test: measure.Test, modes: Sequence[str | int], settings: InferSettings | None,
+    about: dict[str, Any],
+) -> None:  # fmt: skip
+    """Evaluate checkpoints until the last one of the training is done.
+
+    Each entry of the log says what `about` does; its `inputs` tell figures of other pictures,
+    modes or settings apart from these.
+    """
     from torch.utils.tensorboard import SummaryWriter  # a second of imports
 
     if not run.is_dir():
@@ -33,7 +39,7 @@ def follow(
     log.info("waiting for checkpoints in %s; Ctrl-C ends it", checkpoints)
     with SummaryWriter(str(folder.path / "tensorboard")) as writer:
         while not ended:
-            done = evaluated(folder)
+            done = evaluated(folder, about["inputs"])
             new = [n for n in checkpoint.steps(checkpoints) if n not in done]
             for step in new:
                 try:
@@ -46,7 +52,7 @@ def follow(
                     log.info("step %d: removed before it was evaluated (%s)", step, gone)
                     continue
                 measure.require_classes(detector, test, str(run))
-                entry = {"step": step, **measure.compare(detector, test, modes)}
+                entry = {"step": step, **about, **measure.compare(detector, test, modes)}
                 append(folder, entry)
                 for mode in map(measure.name_of, modes):
                     for name, value in entry[mode].items():
@@ -56,14 +62,14 @@ def follow(
                 log.info("step %d\n%s", step, measure.table_of(entry))
             last = checkpoint.steps(checkpoints)[-1:]
             ended = any(checkpoint.read_record(checkpoints, n).done for n in last)
-            ended &= all(n in evaluated(folder) for n in last)
+            ended &= all(n in evaluated(folder, about["inputs"]) for n in last)
             if not (ended or new):
                 time.sleep(PAUSE)  # shared file systems don't tell of new files
 
 
-def evaluated(folder: LocalFolder) -> set[int]:
-    """List the steps that the log has figures of."""
-    return {entry["step"] for _, entry in entries(folder) if "style" in entry}
+def evaluated(folder: LocalFolder, inputs: str) -> set[int]:
+    """List the steps that the log has figures of, from these inputs."""
+    return {entry["step"] for _, entry in entries(folder) if entry.get("inputs") == inputs}
 
 
 def append(folder: LocalFolder, entry: dict) -> None:

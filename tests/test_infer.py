@@ -422,6 +422,29 @@ def test_eval_follows_a_training_into_its_log(annotated, tmp_path):
     assert len(log.read_text().splitlines()) == 3
 
 
+def test_figures_of_another_mode_setting_or_data_set_do_not_stand_for_those_asked_for(
+    annotated, tmp_path
+):
+    inferring.save(tmp_path / "run", inferring.plain(inferring.pyramid()))
+    other = made_up.coco(tmp_path / "other", 4, split="val")
+    made_up.coco(other, 3)
+    asked = [
+        (annotated, "--mode", "0"),
+        (annotated, "--mode", "1"),
+        (annotated, "--mode", "0", "--pictures", "2"),
+        (annotated, "--mode", "0", "--set", "infer.border=7"),
+        (other, "--mode", "0"),
+        (other, "--mode", "0", "--split", "train"),
+    ]
+    for arguments in asked * 2:
+        assert evaluated(tmp_path / "run", *arguments, "--follow") == 0
+    lines = (tmp_path / "run" / "train" / "log.jsonl").read_text().splitlines()
+    entries = [json.loads(line) for line in lines]
+    assert [entry["data"] for entry in entries] == [str(data) for data, *_ in asked]
+    assert [entry["split"] for entry in entries] == [["val"]] * 5 + [["train"]]
+    assert ["level1" in entry for entry in entries] == [False, True, *[False] * 4]
+
+
 def test_figures_lie_in_the_table(run, annotated):
     test = measure.open_test(str(annotated), ["val"], pictures=3)
     assert len(test.annotations.picture_ids) == 3
