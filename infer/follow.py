@@ -61,10 +61,23 @@ def follow(
                 writer.flush()
                 log.info("step %d\n%s", step, measure.table_of(entry))
             last = checkpoint.steps(checkpoints)[-1:]
-            ended = any(checkpoint.read_record(checkpoints, n).done for n in last)
+            ended = any(is_done(checkpoints, n) for n in last)
             ended &= all(n in evaluated(folder, about["inputs"]) for n in last)
             if not (ended or new):
                 time.sleep(PAUSE)  # shared file systems don't tell of new files
+
+
+def is_done(checkpoints: LocalFolder, step: int) -> bool:
+    """Say whether a checkpoint is the last one of its training."""
+    try:
+        return checkpoint.read_record(checkpoints, step).done
+    except FileNotFoundError:  # removed by the training, which goes on
+        return False
+    except ValueError as error:  # waiting for what may never come would be no better
+        raise Refusal(
+            f"{checkpoints}/{checkpoint.record_of(step)}: damaged ({error}); train with --resume "
+            f"to make it again"
+        ) from error
 
 
 def evaluated(folder: LocalFolder, inputs: str) -> set[int]:

@@ -445,6 +445,16 @@ def test_figures_of_another_mode_setting_or_data_set_do_not_stand_for_those_aske
     assert ["level1" in entry for entry in entries] == [False, True, *[False] * 4]
 
 
+@pytest.mark.parametrize("data", [b"", b"\0", b'{"step": 7}', b'{"step": 7, "done": "\xff'])
+def test_following_a_checkpoint_with_a_damaged_record_is_refused(annotated, tmp_path, capsys, data):
+    record = inferring.save(tmp_path, inferring.plain(inferring.pyramid())).with_suffix(".json")
+    record.write_bytes(data)
+    assert evaluated(tmp_path, annotated, "--follow", "--mode", "0") == 1
+    told = capsys.readouterr().err.strip().splitlines()[-1]
+    assert f"{record}: damaged" in told
+    assert "--resume" in told
+
+
 def test_figures_lie_in_the_table(run, annotated):
     test = measure.open_test(str(annotated), ["val"], pictures=3)
     assert len(test.annotations.picture_ids) == 3

@@ -41,10 +41,10 @@ def save(folder: Folder, state: dict[str, Any], keep: int) -> None:
         step, *state["place"], state["done"], len(data), hashlib.sha256(data).hexdigest()
     )
     folder.write(file_of(step), data)
-    folder.write(f"{_stem(step)}.json", msgspec.json.encode(record) + b"\n")
+    folder.write(record_of(step), msgspec.json.encode(record) + b"\n")
     found = steps(folder)
     for old in {*found} - {*[s for s in found if s <= step][-keep:]}:
-        folder.remove(f"{_stem(old)}.json")
+        folder.remove(record_of(old))
         folder.remove(file_of(old))
 
 
@@ -86,13 +86,14 @@ def steps(folder: Folder) -> list[int]:
 
 def read_record(folder: Folder, step: int) -> Record:
     """Read what is known of the checkpoint of a step."""
-    return msgspec.json.decode(folder.read(f"{_stem(step)}.json"), type=Record)
+    return msgspec.json.decode(folder.read(record_of(step)), type=Record)
 
 
 def file_of(step: int) -> str:
     """Name the file of a step's state."""
-    return f"{_stem(step)}.pt"
+    return f"step-{step:08d}.pt"
 
 
-def _stem(step: int) -> str:
-    return f"step-{step:08d}"
+def record_of(step: int) -> str:
+    """Name the file of what is known of it."""
+    return f"step-{step:08d}.json"
