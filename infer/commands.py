@@ -259,16 +259,17 @@ def evaluate(args: argparse.Namespace) -> int:
     model = Path(args.model.split(",")[0])
     out = args.out or (model if model.is_dir() else model.parent) / "eval.json"
     inputs = inputs_of(args, commit(), detector.weights, digest(detector.settings), modes)
+    folder = parts.folder_of(out)
     if out.is_file():
         before = None
         with contextlib.suppress(ValueError):  # damaged: measured again
             before = unsealed(out.read_bytes(), dict)
         if before and before.get("inputs") == inputs:
             log.info("eval: up to date (%s)", out)
+            parts.remove(folder)  # which a run has left that was stopped after it wrote the file
             print(measure.table_of(before))
             return 0
     test = open_for(detector, args)
-    folder = LocalFolder(out.parent).sub(parts.FOLDER)
     if args.part and not args.finish:
         parts.make(folder, inputs, detector, test, modes, args.part)
         return 0
@@ -279,8 +280,7 @@ def evaluate(args: argparse.Namespace) -> int:
         found = measure.compare(detector, test, modes)
     result = {"inputs": inputs, "model": args.model, "data": args.data, "split": splits, **found}
     LocalFolder(out.parent).write(out.name, sealed(result))
-    if args.finish:
-        parts.remove(folder)
+    parts.remove(folder)
     print(measure.table_of(result))
     return 0
 

@@ -1,20 +1,23 @@
 """Evaluation by parts, for many machines: what each has found, and all of it put together.
 
 RUN/eval/part-N.parquet, one for each PICTURES pictures in the data set's order, says what was made
-from what; `put_together` turns all of them into the figures that one machine would have given, and
-removes them. A part that is there is not made again.
+from what; `put_together` turns all of them into the figures that one machine would have given. A
+part that is there is not made again, and none stays beside the figures of RUN/eval.json.
 """
 
+import contextlib
 import dataclasses
 import logging
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import msgspec
 import numpy as np
 import pyarrow as pa
 
 from chipgen.errors import Refusal
-from chipgen.storage import Folder
+from chipgen.storage import Folder, LocalFolder
 from chipgen.tables import open_table, read_table, table_bytes
 from infer import measure
 from infer.detector import Detector
@@ -22,9 +25,14 @@ from infer.evaluate import Detections
 from infer.measure import Looked, Test
 
 PICTURES = 64  # of a part
-FOLDER = "eval"
+NAME = re.compile(r"part-(\d{6,})\.parquet")
 COLUMNS = ("x1", "y1", "x2", "y2")
 log = logging.getLogger("infer")
+
+
+def folder_of(out: Path) -> LocalFolder:
+    """Give the folder of the parts of a file of figures: RUN/eval of RUN/eval.json."""
+    return LocalFolder(out.with_suffix("" if out.suffix else ".parts"))
 
 
 def make(
@@ -56,26 +64,31 @@ def put_together(folder: Folder, inputs: str, test: Test) -> dict[str, Looked]:
 
 
 def remove(folder: Folder) -> None:
-    """Remove parts, once their figures are written."""
-    for name in folder.names():
-        if name.startswith("part-"):
-            folder.remove(name)
+    """Remove parts, once the figures are written."""
+    for n in _there(folder):
+        folder.remove(name_of(n))
 
 
 def missing(folder: Folder, inputs: str, count: int) -> list[int]:
     """List the parts that are not there, or not made from these inputs."""
-    there = set(folder.names())
-    return [n for n in range(count) if name_of(n) not in there or _inputs(folder, n) != inputs]
+    there = set(_there(folder))
+    return [n for n in range(count) if n not in there or _inputs(folder, n) != inputs]
 
 
 def begun(folder: Folder) -> tuple[list[int], int] | None:
-    """Say which parts are missing of how many, whatever they were made from; None: all are."""
-    numbers = [int(name[5:11]) for name in folder.names() if name.startswith("part-")]
-    if not numbers:
+    """Say which parts are missing of how many, whatever they were made from; None: all are.
+
+    A damaged one is refused.
+    """
+    counts = {}
+    for n in _there(folder):
+        # one that was just removed is no part
+        with contextlib.suppress(FileNotFoundError), open_table(folder, name_of(n)) as file:
+            counts[n] = int((file.schema_arrow.metadata or {}).get(b"parts", 0))
+    if not counts:
         return None
-    with open_table(folder, name_of(numbers[0])) as file:
-        count = int(file.schema_arrow.metadata[b"parts"])
-    return sorted(set(range(count)) - set(numbers)), count
+    count = max(counts.values())
+    return sorted(set(range(count)) - counts.keys()), count
 
 
 def parts_of(test: Test) -> int:
@@ -86,6 +99,13 @@ def parts_of(test: Test) -> int:
 def name_of(n: int) -> str:
     """Name the file of a part."""
     return f"part-{n:06d}.parquet"
+
+
+def _there(folder: Folder) -> Iterator[int]:
+    """Go through the numbers of the parts that are there, whole or not."""
+    for name in folder.names():
+        if match := NAME.fullmatch(name):
+            yield int(match[1])
 
 
 def _inputs(folder: Folder, n: int) -> str | None:

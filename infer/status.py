@@ -173,9 +173,13 @@ def _training(folder: LocalFolder, name: str) -> Stage:
 
 def _figures(folder: LocalFolder) -> Stage:
     remedy = f"python -m infer eval {folder} --data DATA"
-    home = folder.sub(parts.FOLDER)
-    if found := parts.begun(home):
-        missing, count = found
+    home = parts.folder_of(folder.path / "eval.json")
+    try:
+        begun = parts.begun(home)
+    except Refusal as refusal:
+        return Stage("eval", "begun", str(refusal), remedy)
+    if begun:
+        missing, count = begun
         said = (
             f"{_parts('parts', missing, count)}; {_age(home)}" if missing else "all parts are made"
         )

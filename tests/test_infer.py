@@ -376,6 +376,30 @@ def test_parts_of_an_evaluation_with_other_settings_or_damaged_are_made_again(
     assert evaluated(*arguments, "--finish") == 0
 
 
+def test_parts_do_not_stay_beside_the_figures_that_are_written_or_up_to_date(
+    run, annotated, tmp_path
+):
+    arguments = run, annotated, "--mode", "0", "--out", tmp_path / "eval.json"
+    left = tmp_path / "eval/part-000000.parquet"
+    assert evaluated(*arguments, "--part", "0/1") == 0
+    part = left.read_bytes()
+    assert evaluated(*arguments) == 0  # on one machine after all
+    assert not left.exists()
+    for data in (part, b"damaged"):  # as a --finish leaves it that is killed in its last moment
+        left.write_bytes(data)
+        assert evaluated(*arguments) == 0
+        assert not left.exists()
+
+
+@pytest.mark.parametrize("name", ["other.json", "other"])
+def test_parts_of_another_file_of_figures_stay(run, annotated, tmp_path, name):
+    arguments = run, annotated, "--mode", "0", "--out"
+    assert evaluated(*arguments, tmp_path / name, "--part", "0/1") == 0
+    assert evaluated(*arguments, tmp_path / "eval.json") == 0
+    assert evaluated(*arguments, tmp_path / name, "--finish") == 0
+    assert (tmp_path / name).is_file()
+
+
 def test_eval_of_voc_gives_its_own_figures(tmp_path, capsys):
     data = made_up.voc(tmp_path / "voc")
     run = tmp_path / "run"

@@ -142,6 +142,23 @@ def test_an_evaluation_is_counted_by_parts(run):
     assert following == f"next: python -m infer eval {run} --data DATA --finish"
 
 
+def test_a_damaged_part_of_an_evaluation_is_told_and_hides_no_other_stage(run):
+    (run / "eval").mkdir()
+    for n in range(2):
+        table = pa.table({"score": [0.5]}).replace_schema_metadata({b"parts": b"2"})
+        pq.write_table(table, run / "eval" / f"part-{n:06d}.parquet")
+    for n in (0, 1):
+        part = run / "eval" / f"part-{n:06d}.parquet"
+        data = part.read_bytes()
+        part.write_bytes(data[:-9])
+        stages, _ = lines(run)
+        assert stages["plan"].startswith("done")
+        assert stages["eval"].startswith("begun")
+        assert f"part-{n:06d}.parquet: damaged" in stages["eval"]
+        part.write_bytes(data)
+    assert "all parts are made" in lines(run)[0]["eval"]
+
+
 def test_damaged_records_and_figures_are_told_at_their_stage(run):
     (run / "plan" / "negative.json").write_text('{"inputs": ')
     (run / "eval.json").write_text('{"autofocus": ')
