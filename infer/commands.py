@@ -233,11 +233,17 @@ def _write_detections(out: LocalFolder, lines: list[dict], classes: tuple[str, .
     out.write("detections.parquet", table_bytes(table))
 
 
+def drawing_of(file: str) -> str:
+    """Name the drawing of a picture: in one folder for all, not hidden, and no two alike."""
+    name = as_text(file).replace("_", "__").replace("/", "_-")
+    return f"_{name}" if name.startswith(".") else name
+
+
 def _draw(folder: Path, file: str, result: Result, detector: Detector, min_score: float) -> None:
     """Draw a result, and its coarsest map of focus."""
     (one,) = decoded([file], int(detector.settings.max_megapixels * 1e6))
     folder.mkdir(parents=True, exist_ok=True)
-    stem = as_text(file).strip("/").replace("_", "__").replace("/", "_")
+    stem = drawing_of(file)
     draw_result(one.pixels, result, detector.classes, min_score).save(folder / f"{stem}.png")
     if len(detector.settings.levels) > 1 and 0 in result.focus:
         draw_focus(one.pixels, result.focus[0]).save(folder / f"{stem}_focus.png")

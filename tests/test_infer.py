@@ -1,5 +1,6 @@
 """The detector and its command line, as users call them."""
 
+import itertools
 import json
 import os
 import shutil
@@ -17,7 +18,7 @@ from chipgen.errors import Refusal
 from chipgen.storage import LocalFolder
 from infer import Detector, measure, parts
 from infer.__main__ import main
-from infer.commands import LINES, checked, read_checked
+from infer.commands import LINES, checked, drawing_of, read_checked
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -301,6 +302,27 @@ def test_pictures_are_drawn_where_asked(run, photos, tmp_path):
     with Image.open(tmp_path / "drawn" / drawn[0]) as image:
         assert image.size in (WIDE, TALL)
         assert np.array(image).std() > 0
+
+
+def test_drawings_of_pictures_from_any_place_are_seen(run, photos, tmp_path, monkeypatch):
+    (photos / ".hidden.png").write_bytes((photos / "b.png").read_bytes())
+    monkeypatch.chdir(photos / "more")
+    assert detect(run, "../a.jpg", "../.hidden.png", "c.JPG", "--out", tmp_path, "--draw") == 0
+    monkeypatch.chdir(photos)
+    assert detect(run, ".hidden.png", "--out", tmp_path, "--draw") == 0
+    drawn = [p.name for p in (tmp_path / "drawn").iterdir()]
+    assert len(drawn) == 2 * 4
+    assert not [name for name in drawn if name.startswith(".")]
+
+
+def test_drawings_of_different_pictures_have_different_names():
+    letters = ["a", "_", "-", ".", "/"]
+    names = {"".join(word) for n in range(1, 6) for word in itertools.product(letters, repeat=n)}
+    names |= {f"{name}_focus" for name in names}
+    drawings = {drawing_of(name) for name in names}
+    assert len(drawings) == len(names)
+    assert not drawings & {f"{drawing}_focus" for drawing in drawings}  # what else is drawn of each
+    assert not [name for name in drawings if name.startswith(".") or "/" in name]
 
 
 @pytest.fixture(scope="module")
