@@ -98,15 +98,6 @@ class _AnnotationFile(msgspec.Struct):
     annotations: list[_Annotation | _Odd]
 
 
-class _Category(msgspec.Struct):
-    id: int
-    name: str
-
-
-class _CategoryFile(msgspec.Struct):
-    categories: list[_Category]
-
-
 def areas_of(where: str, splits: Sequence[str], annotations: Annotations) -> np.ndarray:
     """Give the area that COCO's sizes go by, (N,) float64.
 
@@ -123,7 +114,7 @@ def areas_of(where: str, splits: Sequence[str], annotations: Annotations) -> np.
     for name in splits:
         left = np.flatnonzero(split_of_box == name)  # objects whose file is still to come
         for file in found.files(found.split(name)):
-            ids, pictures, listed = _listed(_decoded(found, file, _AnnotationFile).annotations)
+            ids, pictures, listed = _listed(_decoded(found, file))
             if not len(ids):
                 continue
             place = np.searchsorted(ids, annotations.annotation_ids[left])
@@ -150,28 +141,8 @@ def _listed(entries: list) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return ids, pictures[first], areas[first]
 
 
-def category_ids(where: str, splits: Sequence[str], classes: Sequence[str]) -> list[int]:
-    """Give each class the id that it has in the first split's jsons, or 1, 2, .. for VOC."""
-    found = layout.find(where)
-    if found.style != "coco":
-        return list(range(1, len(classes) + 1))
-    first = found.files(found.split(splits[0]))[0]  # the categories are the same in all of them
-    listed = _decoded(found, first, _CategoryFile).categories
-    listed = sorted(listed, key=lambda category: category.id)
-    if [category.name for category in listed] == list(classes):
-        return [category.id for category in listed]  # also where two share a name
-    id_of = {category.name: category.id for category in listed}
-    missing = [name for name in classes if name not in id_of]
-    if missing:
-        raise Refusal(
-            f"{where}: the categories of split {splits[0]} lack {', '.join(missing)}; "
-            f"the classes must be those of this data set"
-        )
-    return [id_of[name] for name in classes]
-
-
-def _decoded(found: layout.Layout, file: layout.Split, kind: type) -> Any:
-    """Read a json of a split into a struct, skipping all that the struct does not name."""
+def _decoded(found: layout.Layout, file: layout.Split) -> list:
+    """Read the annotations of a json, skipping all that `_Annotation` does not name."""
     folder, name = found.part(file.annotations)
     where = f"{folder}/{name}"
     try:
@@ -180,12 +151,12 @@ def _decoded(found: layout.Layout, file: layout.Split, kind: type) -> Any:
         raise Refusal(f"annotations {where}: no such file") from error
     try:
         try:
-            return msgspec.json.decode(data, type=kind)
+            return msgspec.json.decode(data, type=_AnnotationFile).annotations
         except msgspec.ValidationError:
             raise
         except (msgspec.DecodeError, UnicodeDecodeError):
             # Python's own writer puts NaN and Infinity into json, which the fast parser refuses
-            return msgspec.convert(json.loads(data), type=kind)
+            return msgspec.convert(json.loads(data), type=_AnnotationFile).annotations
     except (msgspec.ValidationError, ValueError, RecursionError) as error:
         raise Refusal(f"annotations {where}: not COCO: {error}") from error
 
