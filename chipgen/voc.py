@@ -1,6 +1,7 @@
 """Reads Pascal VOC: one xml a picture; "difficult" boxes count as crowd (they cause "ignore")."""
 
 import xml.etree.ElementTree as ET
+from collections.abc import Container
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,6 +13,7 @@ from chipgen.raw import RawSplit
 from chipgen.storage import Folder
 
 EDGES = ("xmin", "ymin", "xmax", "ymax")
+FLAGS = ("-1", "0", "1")  # behind the names in a list of one class: not shown, difficult, shown
 
 
 @dataclass
@@ -33,13 +35,12 @@ def read_split(layout: Layout, split: Split) -> RawSplit:
     if not stems:
         raise Refusal(f"annotations {folder}: no xml files")
     found = {stem: _read(folder, stem) for stem in stems}
-    wanted = _listed(layout, split) if split.names else stems
+    wanted = _listed(layout, split, found) if split.names else stems
     classes = layout.classes or tuple(
         sorted({name for one in found.values() for name in one.names if name is not None})
     )
     files = _files(layout.picture_folder(split))
-    missing = _Picture(fault="no xml file")
-    return _columns({stem: found.get(stem, missing) for stem in wanted}, classes, files)
+    return _columns(wanted, _chosen(wanted, found), classes, files)
 
 
 def _read(folder: Folder, stem: str) -> _Picture:
@@ -73,13 +74,31 @@ def _has_box(entry: ET.Element) -> bool:
     )
 
 
-def _listed(layout: Layout, split: Split) -> list[str]:
+def _listed(layout: Layout, split: Split, stems: Container[str]) -> list[str]:
+    """Read the list of a split's pictures: a stem for each line."""
     folder, name = layout.part(split.names)
     try:
         lines = folder.read(name).decode("utf-8", "replace").splitlines()
     except FileNotFoundError as error:
         raise Refusal(f"list of pictures {folder}/{name}: no such file") from error
-    return [line.split()[0] for line in lines if line.strip()]
+    return [_stem_of(line.strip(), stems) for line in lines if line.strip()]
+
+
+def _stem_of(line: str, stems: Container[str]) -> str:
+    """Read a line of a list: a name, which may have spaces, and perhaps a flag behind it."""
+    name, *rest = line.rsplit(maxsplit=1)
+    return name if rest and rest[0] in FLAGS and line not in stems else line
+
+
+def _chosen(wanted: list[str], found: dict[str, _Picture]) -> list[_Picture]:
+    """Give a picture for each listed name; one that is listed again comes without its boxes."""
+    missing = _Picture(fault="no xml file")
+    chosen, seen = [], set()
+    for stem in wanted:
+        picture = found.get(stem, missing)
+        chosen.append(_Picture(picture.size, fault=picture.fault) if stem in seen else picture)
+        seen.add(stem)
+    return chosen
 
 
 def _files(folder: Folder) -> dict[str, str]:
@@ -88,17 +107,16 @@ def _files(folder: Folder) -> dict[str, str]:
 
 
 def _columns(
-    found: dict[str, _Picture], classes: tuple[str, ...], files: dict[str, str]
+    stems: list[str], pictures: list[_Picture], classes: tuple[str, ...], files: dict[str, str]
 ) -> RawSplit:
     label_of = {name: label for label, name in enumerate(classes)}
-    picture_ids = np.array([raw.picture_id_of(stem) for stem in found], dtype=np.int64)
-    pictures = list(found.values())
+    picture_ids = np.array([raw.picture_id_of(stem) for stem in stems], dtype=np.int64)
     names = [name for picture in pictures for name in picture.names]
     boxes, readable = raw.quadruples([box for picture in pictures for box in picture.boxes])
     return RawSplit(
         classes=classes,
         picture_ids=picture_ids,
-        files=[files.get(stem, f"{stem}.jpg") for stem in found],
+        files=[files.get(stem, f"{stem}.jpg") for stem in stems],
         picture_sizes=np.array([p.size for p in pictures], dtype=np.float64).reshape(-1, 2),
         picture_faults={row: p.fault for row, p in enumerate(pictures) if p.fault},
         annotation_ids=np.arange(len(names)),

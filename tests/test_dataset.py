@@ -171,6 +171,32 @@ def test_voc_classes_agree_between_splits_that_show_different_ones(tmp_path):
     assert len(dataset.read(str(tmp_path), ["train", "val"]).picture_ids) == 3
 
 
+def test_every_line_of_a_voc_list_is_used_or_rejected(tmp_path):
+    made_up.voc(tmp_path)
+    one = (tmp_path / "Annotations/2007_000001.xml").read_text()
+    for stem in ("photo (1)", "photo (2)", "photo 1", "shelf b"):
+        (tmp_path / f"Annotations/{stem}.xml").write_text(one)
+        (tmp_path / f"JPEGImages/{stem}.jpg").touch()
+    used = ["photo (1)", "photo (2)", "photo 1", "shelf b  -1", "2007_000001  1", "2007_000002 0"]
+    lines = [*used, "photo", "2007_000003 x", "photo 2 -1", "photo (1) 1", "photo"]
+    (tmp_path / "ImageSets/Main/train.txt").write_text("\n".join(lines) + "\n\n")
+    found = dataset.read(str(tmp_path), ["train"])
+    assert sorted(found.pictures["file"].to_pylist()) == [
+        "2007_000001.jpg", "2007_000002.jpg", "photo (1).jpg", "photo (2).jpg", "photo 1.jpg",
+        "shelf b.jpg",
+    ]  # fmt: skip
+    told = [(r["file"], r["reason"], r["detail"]) for r in found.rejects.to_pylist()]
+    assert told == [
+        ("photo.jpg", "malformed", "no xml file"),
+        ("2007_000003 x.jpg", "malformed", "no xml file"),
+        ("photo 2.jpg", "malformed", "no xml file"),
+        ("photo (1).jpg", "duplicate_picture_id", "200x150"),
+        ("photo.jpg", "malformed", "no xml file"),
+    ]
+    assert found.listed == {"pictures": len(lines), "annotations": 11, "clipped": 0}
+    assert len(found.boxes) == 11
+
+
 def test_broken_voc_files_are_rejected_one_by_one(tmp_path):
     made_up.voc(tmp_path)
     (tmp_path / "Annotations/2007_000003.xml").write_text("<annotation><size>")
