@@ -5,11 +5,15 @@ kind becomes an array with a mask of those that could be read; nothing here rais
 """
 
 import hashlib
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+NAME_OF_VOC = re.compile("20[0-9]{2}_[0-9]{6}")
+NUMBER = re.compile("0|(?!20[0-9]{8}$)[1-9][0-9]{0,17}")  # those that VOC's names give are theirs
 
 
 @dataclass(frozen=True)
@@ -30,10 +34,9 @@ class RawSplit:
 
 
 def picture_id_of(name: str) -> int:
-    """Make a picture id of a name: its digits if it is a number, else 53 bits of its hash."""
-    digits = name.replace("_", "")
-    if digits.isascii() and digits.isdigit() and len(digits) <= 18:
-        return int(digits)
+    """Make a picture id of a name: the number that only this name gives, or 53 bits of its hash."""
+    if NUMBER.fullmatch(name) or NAME_OF_VOC.fullmatch(name):
+        return int(name)  # Python, too, reads 2007_000001 as 2007000001
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest()) >> 11
 
 

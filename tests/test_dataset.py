@@ -1,3 +1,4 @@
+import itertools
 import json
 import math
 
@@ -7,6 +8,7 @@ import pytest
 
 from chipgen import dataset
 from chipgen.errors import Refusal
+from chipgen.raw import picture_id_of
 
 
 def reasons(annotations: dataset.Annotations) -> dict[object, str]:
@@ -126,6 +128,34 @@ def test_names_as_picture_ids_are_turned_into_numbers(tmp_path):
     found = dataset.read(str(tmp_path), ["train"])
     assert len(found.boxes) == 1
     assert 0 < found.picture_ids[0] < 2**53
+
+
+def test_different_names_give_different_ids():
+    strings = ["".join(s) for n in range(1, 7) for s in itertools.product("017_", repeat=n)]
+    strings += ["2007_000001", "2007000001", "200_7000001", "2007_00001", "02007000001", "\u0661"]
+    ids = {picture_id_of(name) for name in strings}
+    assert len(ids) == len(strings)
+    assert all(0 <= one < 2**53 for one in ids)
+
+
+def test_a_name_that_is_a_number_or_one_of_voc_is_that_number_and_others_are_hashed():
+    names = ["0", "7", "123456789012345678", "2007_000001", "2012_004331"]
+    assert [picture_id_of(name) for name in names] == [int(name) for name in names]
+    assert picture_id_of("shelf_b") == 5401610246849045  # ids of earlier versions stay
+    assert picture_id_of("1" * 19) < 2**53
+
+
+def test_voc_pictures_with_like_digits_are_all_kept(tmp_path):
+    made_up.voc(tmp_path)
+    names = ["1_10", "11_0", "110", "7", "007"]
+    for name in names:
+        stored = (tmp_path / "Annotations/2007_000001.xml").read_text()
+        (tmp_path / f"Annotations/{name}.xml").write_text(stored)
+        (tmp_path / f"JPEGImages/{name}.jpg").touch()
+    (tmp_path / "ImageSets/Main/train.txt").write_text("\n".join(names))
+    found = dataset.read(str(tmp_path), ["train"])
+    assert len(found.picture_ids) == len(names)
+    assert not reasons(found)
 
 
 def test_splits_are_joined_and_a_repeated_picture_id_is_rejected(tmp_path):
