@@ -261,15 +261,14 @@ def _check(raw: RawSplit, split: str, root: int) -> Annotations:
 
 def _picture_reasons(raw: RawSplit) -> np.ndarray:
     """Give each listed picture the first reason against it, (P,) str; "" for a good one."""
-    duplicate = np.ones(len(raw.files), bool)
-    duplicate[np.unique(raw.picture_ids, return_index=True)[1]] = False
-    faulty = np.zeros(len(raw.files), bool)
-    faulty[list(raw.picture_faults)] = True
+    readable = raw.picture_readable
+    duplicate = np.zeros(len(readable), bool)
+    duplicate[readable] = repeats(raw.picture_ids[readable])
     sizes = raw.picture_sizes
     with np.errstate(invalid="ignore"):
         whole = (sizes >= 1) & (sizes < 2**31) & (sizes == np.floor(sizes))
     named = np.array([_is_safe(name) for name in raw.files], dtype=bool)
-    conditions = [faulty, duplicate, ~named, ~whole.all(axis=1)]
+    conditions = [~readable, duplicate, ~named, ~whole.all(axis=1)]
     names = ["malformed", "duplicate_picture_id", "unsafe_name", "bad_size"]
     return np.select(conditions, names, default="")
 
@@ -285,9 +284,10 @@ def _annotation_reasons(raw: RawSplit, has_picture: np.ndarray, clipped: np.ndar
     """Give each listed annotation the first reason against it, (A,) str; "" for a good one."""
     finite = np.isfinite(raw.boxes).all(axis=1)
     unlisted = ~has_picture
-    unlisted[unlisted] = ~np.isin(raw.annotation_pictures[unlisted], raw.picture_ids)
-    duplicate = np.ones(len(raw.annotation_ids), bool)
-    duplicate[np.unique(raw.annotation_ids, return_index=True)[1]] = False
+    listed = raw.picture_ids[raw.picture_readable]
+    unlisted[unlisted] = ~np.isin(raw.annotation_pictures[unlisted], listed)
+    duplicate = np.zeros(len(raw.readable), bool)
+    duplicate[raw.readable] = repeats(raw.annotation_ids[raw.readable])
     with np.errstate(invalid="ignore"):
         empty = (raw.boxes[:, 2:] <= raw.boxes[:, :2]).any(axis=1)
         outside = (clipped[:, 2:] <= clipped[:, :2]).any(axis=1)
@@ -313,7 +313,8 @@ def _rejects(raw: RawSplit, picture_reasons: np.ndarray, reasons: np.ndarray) ->
         width, height = raw.picture_sizes[i].tolist()
         detail = raw.picture_faults.get(i, f"{width:g}x{height:g}")
         rows.append((int(raw.picture_ids[i]), raw.files[i], None, picture_reasons[i], detail))
-    file_of = dict(zip(raw.picture_ids.tolist(), raw.files, strict=True)) if rows else {}
+    readable = np.flatnonzero(raw.picture_readable).tolist() if rows else []
+    file_of = {int(raw.picture_ids[i]): raw.files[i] for i in readable}
     for i in np.flatnonzero(reasons != "").tolist():
         picture_id = int(raw.annotation_pictures[i])
         detail = f"xyxy {' '.join(f'{v:g}' for v in raw.boxes[i])}"

@@ -32,6 +32,13 @@ class RawSplit:
     crowd: np.ndarray  # (A,) bool
     readable: np.ndarray  # (A,) bool: false for an entry with a missing or mistyped field
 
+    @property
+    def picture_readable(self) -> np.ndarray:
+        """Say which entries of pictures could be read, (P,) bool; others may have no id."""
+        readable = np.ones(len(self.files), bool)
+        readable[list(self.picture_faults)] = False
+        return readable
+
 
 def picture_id_of(name: str) -> int:
     """Make a picture id of a name: the number that only this name gives, or 53 bits of its hash."""

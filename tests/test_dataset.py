@@ -108,6 +108,22 @@ def test_one_bad_picture_is_rejected_with_its_boxes(tmp_path, image, reason):
     assert list(told.values()) == [reason]
 
 
+def test_entries_without_an_id_leave_id_0_to_those_that_have_it(tmp_path):
+    size = {"width": 100, "height": 80}
+    nameless, zero = {"file_name": "x.jpg", **size}, {"id": 0, "file_name": "b.jpg", **size}
+    entries = [box(None, [9, 9, 5, 5]), box(0, None), box(0, [1, 1, 5, 5])]
+    entries += [{**box(n, [2, 2, side, 5]), "image_id": 0} for n, side in ((1, 5), (2, 0))]
+    found = read_one(tmp_path, entries, [nameless, zero, nameless])
+    assert found.picture_ids.tolist() == [0, 7]
+    assert found.pictures["file"].to_pylist() == ["b.jpg", "a.jpg"]
+    assert found.annotation_ids.tolist() == [1, 0]
+    told = found.rejects.to_pylist()
+    assert [row["reason"] for row in told] == [*["malformed"] * 4, "empty_box"]
+    assert told[-1]["file"] == "b.jpg"
+    alone = read_one(tmp_path, entries, [nameless])
+    assert reasons(alone)[1] == "no_such_picture"
+
+
 def test_a_box_partly_outside_is_clipped_and_counted(tmp_path):
     found = read_one(tmp_path, [box(1, [-5, 70, 20, 20])])
     assert found.boxes.tolist() == [[0, 70, 15, 80]]
