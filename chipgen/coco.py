@@ -95,6 +95,7 @@ def _columns(file: _File, where: str) -> RawSplit:
     category, category_readable = raw.ids(_column(annotations, "category_id"))
     boxes, boxes_readable = raw.quadruples(_column(annotations, "bbox"))
     boxes[:, 2:] += boxes[:, :2]  # xywh -> xyxy
+    crowd = [mark == 1 for mark in _column(annotations, "iscrowd")]  # true, too, is 1
 
     place = np.minimum(np.searchsorted(category_ids, category), len(categories) - 1)
     known = category_readable & (category_ids[place] == category)
@@ -108,7 +109,7 @@ def _columns(file: _File, where: str) -> RawSplit:
         annotation_pictures=of_picture,
         labels=np.where(known, place, -1),
         boxes=boxes,
-        crowd=raw.floats(_column(annotations, "iscrowd")) == 1,
+        crowd=np.array(crowd, dtype=bool),
         readable=objects & ids_readable & of_picture_readable & boxes_readable,
     )
 

@@ -57,7 +57,8 @@ def _read(folder: Folder, stem: str) -> _Picture:
         box = [edges[0] - 1, edges[1] - 1, edges[2], edges[3]]
         picture.boxes.append(box if _has_box(entry) else None)
         picture.names.append((entry.findtext("name") or "").strip() or None)
-        picture.difficult.append((entry.findtext("difficult") or "").strip() == "1")
+        difficult = (entry.findtext("difficult") or "").strip().lower()
+        picture.difficult.append(difficult in ("1", "true"))
     return picture
 
 

@@ -47,6 +47,19 @@ def test_boxes_become_half_open_xyxy_sorted_by_picture_and_label_by_category_id(
 
 
 @pytest.mark.parametrize(
+    ("marks", "crowd"),
+    [
+        ([True, False], [True, False]),
+        ([True, None, "x", []], [True, False, False, False]),
+        ([1.0, 0, True, False], [True, False, True, False]),
+    ],
+)
+def test_iscrowd_may_be_a_boolean(tmp_path, marks, crowd):
+    entries = [box(n, [0, 0, 5, 5], iscrowd=mark) for n, mark in enumerate(marks)]
+    assert read_one(tmp_path, entries).crowd.tolist() == crowd
+
+
+@pytest.mark.parametrize(
     ("entry", "reason"),
     [
         (box(1, [0, 0, 0, 5]), "empty_box"),
@@ -209,6 +222,13 @@ def test_voc_boxes_count_from_one_and_difficult_is_crowd(tmp_path):
     assert found.boxes.tolist() == [[10, 20, 60, 80], [0, 0, 200, 150]]
     assert found.labels.tolist() == [1, 0]
     assert found.crowd.tolist() == [False, True]
+
+
+def test_voc_difficult_may_be_a_word(tmp_path):
+    path = made_up.voc(tmp_path) / "Annotations/2007_000001.xml"
+    text = path.read_text().replace("<difficult>0", "<difficult>True")
+    path.write_text(text.replace("<difficult>1", "<difficult>false"))
+    assert dataset.read(str(tmp_path), ["train"]).crowd.tolist() == [True, False]
 
 
 def test_voc_classes_agree_between_splits_that_show_different_ones(tmp_path):
