@@ -7,8 +7,10 @@ as fast as plain RGB.
 
 import contextlib
 import io
+import re
 import struct
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 
@@ -25,6 +27,7 @@ TURNS = {  # orientations that swap width and height
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+SILENT = ("ignore", None, Warning, re.compile(r"PIL\."), 0)  # as `warnings` keeps a filter
 
 if sys.byteorder != "little":  # R in the lowest byte is the first byte only here
     raise ImportError("chipgen.codec packs pixels for little-endian processors")
@@ -100,7 +103,7 @@ def _decode_other(data: bytes, size: tuple[int, int], max_pixels: int) -> np.nda
 @contextlib.contextmanager
 def _reading(data: bytes) -> Iterator[Image.Image]:
     """Open a picture with Pillow; what its readers raise becomes a PictureError."""
-    with _pillow_limits():
+    with _LIMITS:
         try:
             with Image.open(io.BytesIO(data)) as image:
                 yield image
@@ -142,14 +145,37 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-@contextlib.contextmanager
-def _pillow_limits() -> Iterator[None]:
-    """Leave the pixel limit to ours, which is known and told, and refuse truncated files."""
-    limit, truncated = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES
-    Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = None, False
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of odd metadata that we don't use
-            yield
-    finally:
-        Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = limit, truncated
+class _PillowLimits:
+    """Leaves the pixel limit to ours, which is known and told, and refuses truncated files.
+
+    These switches are the whole process's: of pictures that are read in several threads at once,
+    the first one sets them and the last one restores them.
+
+    Pillow's modules are also made silent: they warn of odd metadata that we don't use. That is an
+    entry in the list of filters. `warnings.catch_warnings` would swap the list, and another thread
+    that does the same could leave the wrong one there for good.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._reading = 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._reading == 0:
+                self._before = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES
+                self._filters = warnings.filters
+                Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = None, False
+                self._filters.insert(0, SILENT)
+            self._reading += 1
+
+    def __exit__(self, *exception: object) -> None:
+        with self._lock:
+            self._reading -= 1
+            if self._reading == 0:
+                Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = self._before
+                with contextlib.suppress(ValueError):  # somebody has emptied the list
+                    self._filters.remove(SILENT)
+
+
+_LIMITS = _PillowLimits()

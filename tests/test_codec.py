@@ -1,12 +1,13 @@
 import contextlib
 import io
 import struct
+import warnings
 import zlib
 
 import made_up
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from chipgen import codec
 from chipgen.errors import PictureError
@@ -139,6 +140,44 @@ def test_random_damage_never_escapes_as_anything_but_a_reject():
             decode(bytes(data))
             decoded += 1
     assert 0 < decoded < 600
+
+
+def switches() -> tuple:
+    """Give what belongs to the whole process and is set while a picture is read."""
+    return Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES, list(warnings.filters)
+
+
+def test_pictures_read_at_once_leave_the_process_as_it_was():
+    before = switches()
+    first, second = contextlib.ExitStack(), contextlib.ExitStack()
+    first.enter_context(codec._reading(PNG))
+    second.enter_context(codec._reading(PNG))
+    first.close()
+    assert Image.MAX_IMAGE_PIXELS is None
+    second.close()
+    assert switches() == before
+
+
+def test_filters_of_warnings_that_others_swap_meanwhile_come_back_as_they_were():
+    before = switches()
+    reading = contextlib.ExitStack()
+    reading.enter_context(codec._reading(PNG))
+    with warnings.catch_warnings():
+        reading.close()
+    assert switches() == before
+    with warnings.catch_warnings():
+        reading.enter_context(codec._reading(PNG))
+    reading.close()
+    assert switches() == before
+
+
+def test_warnings_of_pillow_alone_are_silent():
+    data = made_up.encoded(PICTURE, exif=b"Exif\0\0II*\0\x08\0\0\0\x01\0")
+    assert decode(data, None).shape == (HEIGHT, WIDTH, 3)
+    with pytest.warns(UserWarning, match="Corrupt EXIF"), Image.open(io.BytesIO(data)) as image:
+        image.getexif()
+    with codec._reading(PNG), pytest.raises(UserWarning, match="of others"):
+        warnings.warn("of others", stacklevel=1)
 
 
 def test_bytes_after_the_end_of_a_jpeg_do_no_harm():
