@@ -21,12 +21,16 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from chipgen.errors import PictureError
 
 ORIENTATION = 0x0112  # the EXIF tag
-TURNS = {  # orientations that swap width and height
+TURNS = {  # from the stored pixels to those that a viewer shows
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
     5: Image.Transpose.TRANSPOSE,
     6: Image.Transpose.ROTATE_270,
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+SWAPPING = (5, 6, 7, 8)  # orientations whose turn swaps width and height
 SILENT = ("ignore", None, Warning, re.compile(r"PIL\."), 0)  # as `warnings` keeps a filter
 
 if sys.byteorder != "little":  # R in the lowest byte is the first byte only here
@@ -36,25 +40,16 @@ if sys.byteorder != "little":  # R in the lowest byte is the first byte only her
 def decode(data: bytes, size: tuple[int, int] | None, max_pixels: int) -> np.ndarray:
     """Decode a picture whose annotation gives `size` (width, height); (H, W) uint32.
 
-    An EXIF orientation is applied when the size agrees only that way; where no size is known, one
-    that swaps width and height is. Raises PictureError.
+    An EXIF orientation is applied when the size agrees only that way; where no size is known, it
+    always is, so that the pixels are those that a viewer shows. Raises PictureError.
     """
     if not data:
         raise PictureError("empty_file")
-    if size is None:
-        size = upright_size(data)
     if data[:2] == b"\xff\xd8":
         pixels = _decode_jpeg(data, size, max_pixels)
         if pixels is not None:
             return pixels
     return _decode_other(data, size, max_pixels)
-
-
-def upright_size(data: bytes) -> tuple[int, int]:
-    """Read width and height from a picture's head, turned as its EXIF orientation says."""
-    with _reading(data) as image:
-        turned = image.getexif().get(ORIENTATION) in TURNS
-        return image.size[::-1] if turned else image.size
 
 
 def encode_jpeg(pixels: np.ndarray, quality: int) -> bytes:
@@ -76,12 +71,14 @@ def unpack(pixels: np.ndarray) -> np.ndarray:
     return rgbx[..., :3]
 
 
-def _decode_jpeg(data: bytes, size: tuple[int, int], max_pixels: int) -> np.ndarray | None:
+def _decode_jpeg(data: bytes, size: tuple[int, int] | None, max_pixels: int) -> np.ndarray | None:
     """Decode the fast way; None for what only Pillow can settle (CMYK, turned, slightly odd)."""
     try:
         height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
         _check_pixels(width, height, max_pixels)
-        if (width, height) != size or colors not in ("YCbCr", "Gray", "RGB"):
+        if size not in (None, (width, height)) or colors not in ("YCbCr", "Gray", "RGB"):
+            return None
+        if size is None and _is_turned(data):
             return None
         rgbx = simplejpeg.decode_jpeg(data, "RGBX")
     except ValueError:
@@ -89,11 +86,18 @@ def _decode_jpeg(data: bytes, size: tuple[int, int], max_pixels: int) -> np.ndar
     return rgbx.view(np.uint32)[..., 0]
 
 
-def _decode_other(data: bytes, size: tuple[int, int], max_pixels: int) -> np.ndarray:
+def _is_turned(data: bytes) -> bool:
+    with _reading(data) as image:
+        return _orientation(image) in TURNS
+
+
+def _decode_other(data: bytes, size: tuple[int, int] | None, max_pixels: int) -> np.ndarray:
     with _reading(data) as image:
         _check_pixels(*image.size, max_pixels)
-        turn = _turn(image, size)
+        turn = None if size is None else _turn_to(size, image)
         image.load()
+        if size is None:  # not before: loading a TIFF turns it and drops its orientation
+            turn = TURNS.get(_orientation(image))
         rgb = _to_rgb(image)
     if turn is not None:
         rgb = rgb.transpose(turn)
@@ -121,15 +125,19 @@ def _check_pixels(width: int, height: int, max_pixels: int) -> None:
         raise PictureError("too_many_pixels", f"{limit} (max_megapixels of the recipe)")
 
 
-def _turn(image: Image.Image, size: tuple[int, int]) -> Image.Transpose | None:
+def _orientation(image: Image.Image) -> int | None:
+    return image.getexif().get(ORIENTATION)
+
+
+def _turn_to(size: tuple[int, int], image: Image.Image) -> Image.Transpose | None:
     """Find the turn that brings a picture to the annotated size, if any is needed."""
     if image.size == size:
         return None
-    turn = TURNS.get(image.getexif().get(ORIENTATION))
-    if turn is None or image.size[::-1] != size:
+    orientation = _orientation(image)
+    if orientation not in SWAPPING or image.size[::-1] != size:
         sizes = f"file {image.width}x{image.height}, annotation {size[0]}x{size[1]}"
         raise PictureError("size_mismatch", sizes)
-    return turn
+    return TURNS[orientation]
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -78,6 +78,47 @@ def test_orientation_is_applied_when_that_makes_the_size_agree(orientation):
     assert np.abs(as_stored - np.asarray(stored)).mean() < 3
 
 
+def oriented(stored: Image.Image, orientation: int, kind: str) -> bytes:
+    exif = Image.Exif()
+    exif[codec.ORIENTATION] = orientation
+    options = {"JPEG": {"quality": 95}, "WEBP": {"lossless": True}}.get(kind, {})
+    return made_up.encoded(stored, kind, exif=exif, **options)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("width", [WIDTH, HEIGHT])  # of the stored picture; one is a square
+@pytest.mark.parametrize(
+    ("orientation", "shown"),  # written from the table of EXIF
+    [
+        (1, lambda stored: stored),
+        (2, lambda stored: stored[:, ::-1]),
+        (3, lambda stored: stored[::-1, ::-1]),
+        (4, lambda stored: stored[::-1]),
+        (5, lambda stored: stored.transpose(1, 0, 2)),
+        (6, lambda stored: stored[::-1].transpose(1, 0, 2)),
+        (7, lambda stored: stored[::-1, ::-1].transpose(1, 0, 2)),
+        (8, lambda stored: stored.transpose(1, 0, 2)[::-1]),
+    ],
+)
+def test_without_a_size_every_orientation_is_applied_as_viewers_do(kind, width, orientation, shown):
+    stored = made_up.noise(width, HEIGHT)
+    expected = shown(np.asarray(stored).astype(int))
+    found = decode(oriented(stored, orientation, kind), None)
+    assert found.shape == expected.shape
+    assert np.abs(found - expected).mean() < 3
+    gray = decode(oriented(stored.convert("L"), orientation, kind), None)
+    assert np.abs(gray - shown(np.asarray(stored.convert("L").convert("RGB")))).mean() < 3
+
+
+@pytest.mark.parametrize("orientation", [2, 3, 4])
+def test_with_a_size_that_agrees_pixels_stay_as_stored(orientation):
+    found = decode(oriented(PICTURE, orientation, "JPEG"))
+    assert np.abs(found - np.asarray(PICTURE)).mean() < 3
+    square = made_up.noise(HEIGHT, HEIGHT)
+    found = decode(oriented(square, orientation + 3, "JPEG"), (HEIGHT, HEIGHT))
+    assert np.abs(found - np.asarray(square)).mean() < 3
+
+
 def png_bomb(width: int, height: int) -> bytes:
     """Write a PNG that claims a size and holds next to nothing."""
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
