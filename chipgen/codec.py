@@ -94,10 +94,8 @@ def _is_turned(data: bytes) -> bool:
 def _decode_other(data: bytes, size: tuple[int, int] | None, max_pixels: int) -> np.ndarray:
     with _reading(data) as image:
         _check_pixels(*image.size, max_pixels)
-        turn = None if size is None else _turn_to(size, image)
-        image.load()
-        if size is None:  # not before: loading a TIFF turns it and drops its orientation
-            turn = TURNS.get(_orientation(image))
+        image.load()  # which turns a TIFF and drops its orientation
+        turn = TURNS.get(_orientation(image)) if size is None else _turn_to(size, image)
         rgb = _to_rgb(image)
     if turn is not None:
         rgb = rgb.transpose(turn)

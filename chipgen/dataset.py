@@ -313,9 +313,10 @@ def _rejects(raw: RawSplit, picture_reasons: np.ndarray, reasons: np.ndarray) ->
         width, height = raw.picture_sizes[i].tolist()
         detail = raw.picture_faults.get(i, f"{width:g}x{height:g}")
         rows.append((int(raw.picture_ids[i]), raw.files[i], None, picture_reasons[i], detail))
-    readable = np.flatnonzero(raw.picture_readable).tolist() if rows else []
+    faulty = np.flatnonzero(reasons != "").tolist()
+    readable = np.flatnonzero(raw.picture_readable).tolist() if faulty else []
     file_of = {int(raw.picture_ids[i]): raw.files[i] for i in readable}
-    for i in np.flatnonzero(reasons != "").tolist():
+    for i in faulty:
         picture_id = int(raw.annotation_pictures[i])
         detail = f"xyxy {' '.join(f'{v:g}' for v in raw.boxes[i])}"
         file = file_of.get(picture_id, "")

@@ -40,6 +40,11 @@ class RawSplit:
         return readable
 
 
+def as_text(file: str) -> str:
+    """Escape the bytes of a file's name that are no UTF-8, which json and Parquet don't take."""
+    return file.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 def picture_id_of(name: str) -> int:
     """Make a picture id of a name: the number that only this name gives, or 53 bits of its hash."""
     if NUMBER.fullmatch(name) or NAME_OF_VOC.fullmatch(name):

@@ -45,6 +45,9 @@ def read_split(layout: Layout, split: Split) -> RawSplit:
 
 def _read(folder: Folder, stem: str) -> _Picture:
     picture = _Picture()
+    if raw.as_text(stem) != stem:
+        picture.fault = "its name is no UTF-8"
+        return picture
     try:
         root = ET.fromstring(folder.read(f"{stem}.xml"))
     except (ET.ParseError, ValueError, LookupError) as error:
@@ -79,7 +82,7 @@ def _listed(layout: Layout, split: Split, stems: Container[str]) -> list[str]:
     """Read the list of a split's pictures: a stem for each line."""
     folder, name = layout.part(split.names)
     try:
-        lines = folder.read(name).decode("utf-8", "replace").splitlines()
+        lines = folder.read(name).decode("utf-8-sig", "replace").splitlines()
     except FileNotFoundError as error:
         raise Refusal(f"list of pictures {folder}/{name}: no such file") from error
     return [_stem_of(line.strip(), stems) for line in lines if line.strip()]
@@ -111,13 +114,13 @@ def _columns(
     stems: list[str], pictures: list[_Picture], classes: tuple[str, ...], files: dict[str, str]
 ) -> RawSplit:
     label_of = {name: label for label, name in enumerate(classes)}
-    picture_ids = np.array([raw.picture_id_of(stem) for stem in stems], dtype=np.int64)
+    picture_ids = np.array([raw.picture_id_of(raw.as_text(stem)) for stem in stems], dtype=np.int64)
     names = [name for picture in pictures for name in picture.names]
     boxes, readable = raw.quadruples([box for picture in pictures for box in picture.boxes])
     return RawSplit(
         classes=classes,
         picture_ids=picture_ids,
-        files=[files.get(stem, f"{stem}.jpg") for stem in stems],
+        files=[raw.as_text(files.get(stem, f"{stem}.jpg")) for stem in stems],
         picture_sizes=np.array([p.size for p in pictures], dtype=np.float64).reshape(-1, 2),
         picture_faults={row: p.fault for row, p in enumerate(pictures) if p.fault},
         annotation_ids=np.arange(len(names)),

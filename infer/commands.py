@@ -19,6 +19,7 @@ from chipgen import dataset
 from chipgen.errors import Refusal
 from chipgen.pipeline import commit
 from chipgen.progress import progress
+from chipgen.raw import as_text
 from chipgen.recipe import build, digest, load, override
 from chipgen.sealed import encode_json, sealed, unsealed
 from chipgen.show import png
@@ -133,11 +134,6 @@ def expand(patterns: Iterable[str]) -> list[str]:
             raise Refusal(f"{pattern}: no such picture, folder or pattern (of {kinds})")
         files |= dict.fromkeys(map(str, found))
     return list(files)
-
-
-def as_text(file: str) -> str:
-    """Escape the bytes of a file's name that are no UTF-8, which json and Parquet don't take."""
-    return file.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def version_of(file: str) -> str:

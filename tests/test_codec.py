@@ -119,6 +119,15 @@ def test_with_a_size_that_agrees_pixels_stay_as_stored(orientation):
     assert np.abs(found - np.asarray(square)).mean() < 3
 
 
+@pytest.mark.parametrize("orientation", [6, 8])
+def test_a_tiff_whose_tag_the_annotation_does_not_follow_is_rejected(orientation):
+    data = oriented(PICTURE, orientation, "TIFF")
+    turned = decode(data, (HEIGHT, WIDTH))
+    np.testing.assert_array_equal(turned, decode(data, None))
+    with pytest.raises(PictureError, match="annotation"):  # Pillow has turned it already
+        decode(data, (WIDTH, HEIGHT))
+
+
 def png_bomb(width: int, height: int) -> bytes:
     """Write a PNG that claims a size and holds next to nothing."""
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)

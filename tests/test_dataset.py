@@ -1,6 +1,7 @@
 import itertools
 import json
 import math
+import os
 
 import made_up
 import numpy as np
@@ -261,6 +262,33 @@ def test_every_line_of_a_voc_list_is_used_or_rejected(tmp_path):
     ]
     assert found.listed == {"pictures": len(lines), "annotations": 11, "clipped": 0}
     assert len(found.boxes) == 11
+
+
+def test_a_voc_list_may_begin_with_a_byte_order_mark(tmp_path):
+    made_up.voc(tmp_path)
+    (tmp_path / "ImageSets/Main/train.txt").write_text("2007_000001\n", encoding="utf-8-sig")
+    assert dataset.read(str(tmp_path), ["train"]).pictures["file"].to_pylist() == [
+        "2007_000001.jpg"
+    ]
+
+
+def test_a_name_that_is_no_utf_8_is_rejected_and_the_others_stay(tmp_path):
+    made_up.voc(tmp_path)
+    one = (tmp_path / "Annotations/2007_000001.xml").read_text()
+    (tmp_path / "Annotations" / os.fsdecode(b"caf\xe9.xml")).write_text(one)
+    toml = tmp_path / "dataset.toml"
+    toml.write_text(
+        'format = "voc"\n[splits.all]\nannotations = "Annotations"\npictures = "JPEGImages"\n'
+    )
+    found = dataset.read(str(toml), ["all"])
+    assert len(found.pictures) == 3
+    (row,) = found.rejects.to_pylist()
+    assert (row["file"], row["reason"]) == (r"caf\xe9.jpg", "malformed")
+
+
+def test_a_rejected_annotation_is_told_with_its_picture(tmp_path):
+    (row,) = read_one(tmp_path, [box(1, [9, 9, 0, 0])]).rejects.to_pylist()
+    assert (row["file"], row["reason"]) == ("a.jpg", "empty_box")
 
 
 def test_broken_voc_files_are_rejected_one_by_one(tmp_path):
