@@ -66,6 +66,8 @@ STRATEGIES = {
     ),
     "no-negatives": Strategy(negatives="none"),
     "positives-alone": Strategy(negatives="none", budget=None),  # as SNIPER's table 2 compares
+    "sniper-long": Strategy(budget=2.0),
+    "no-negatives-long": Strategy(negatives="none", budget=2.0),
     "two-levels": Strategy(
         (
             "chips.levels=[{factor=1.667,range=[0,75]},{long=256,range=[60,inf]}]",

@@ -2,8 +2,10 @@
 
 Objects differ twentyfold in size, small ones stand in tight clusters, and the classes come in
 families of one outline whose members differ only in a small inner mark. Unlabelled decoys carry
-the family's outline with a mark of no class. Picture i of a split depends on (seed, split, i)
-alone, so the number of workers never shows in the result.
+the family's outline with a mark of no class. Some stand among the objects; most of the small ones
+stand apart, on shelves of their own and with marks of their own, so that pixels round the objects
+alone never show them. Picture i of a split depends on (seed, split, i) alone, so the number of
+workers never shows in the result.
 """
 
 import argparse
@@ -24,7 +26,7 @@ from numpy.random import Generator
 from PIL import Image, ImageDraw, ImageFilter
 from tqdm import tqdm
 
-VERSION = 1  # to be raised with every change of the drawing, so that no older set passes for new
+VERSION = 2  # to be raised with every change of the drawing, so that no older set passes for new
 SPLITS = ("train", "val")
 MARKER = "unfinished.json"
 
@@ -33,9 +35,8 @@ SINGLES = 4  # mean count of objects that stand anywhere
 SINGLE_SIZES = (0.085, 1.0)
 SINGLE_DECOYS = 0.35  # for each labelled one
 SHELF_SIZES = (0.018, 0.095)
-SHELF_DECOYS = 0.15  # share
-SHELVES = (0.5, 0.39, 0.11)  # chances of none, one and two
-DECOY_SHELVES = (0.7, 0.25, 0.05)  # the same for shelves of decoys alone
+SHELVES = (0.57, 0.34, 0.09)  # chances of none, one and two
+DECOY_SHELVES = (0.6, 0.32, 0.08)  # the same for shelves of decoys
 CROWD_SIZES = (0.015, 0.03)
 CROWD = 0.07  # chance of a crowd
 BARE = 0.04  # chance of nothing but decoys
@@ -107,6 +108,9 @@ MARKS: dict[str, tuple[np.ndarray, ...]] = {
     "blank": (),
     "ring": tuple(np.array([p, q, q / 2, p / 2]) for p, q in itertools.pairwise(circle())),
     "slashes": tuple(bar(d - 0.4, d + 0.4, d + 0.4, d - 0.4, 0.3) for d in (-0.5, 0, 0.5)),
+    "diamond": (np.array([(0.0, -0.9), (0.9, 0.0), (0.0, 0.9), (-0.9, 0.0)]),),
+    "bow": (np.array([(-0.9, -0.9), (0.9, 0.9), (0.9, -0.9), (-0.9, 0.9)]),),
+    "slash": (bar(-0.8, 0.8, 0.8, -0.8, 0.6),),
 }
 
 
@@ -145,6 +149,9 @@ CLASSES = (
     Kind("bottle", "down", "vase"),
 )
 DECOYS = tuple(Kind(*pair) for pair in itertools.product(OUTLINES, ("blank", "ring", "slashes")))
+SHELF_DECOYS = tuple(
+    Kind(*pair) for pair in itertools.product(OUTLINES, ("diamond", "bow", "slash"))
+)
 
 
 # Surfaces ---------------------------------------------------------------------------------------
@@ -382,17 +389,19 @@ def pick(rng: Generator, kinds: Sequence[Kind]) -> Kind:
     return kinds[rng.integers(len(kinds))]
 
 
-def plan_shelf(rng: Generator, x: float, y: float, unit: float, decoys: float) -> list[Item]:
-    """Plan tight rows of small objects of two families, a share of them decoys."""
+def plan_shelf(
+    rng: Generator, x: float, y: float, unit: float, kinds: Sequence[Kind]
+) -> list[Item]:
+    """Plan tight rows of small things of two families."""
     count = min(2 + rng.geometric(0.18), 30)
     size = log_uniform(rng, *SHELF_SIZES) * unit
     rows = rng.integers(1, 3) + count // 10
     length = count * size * rng.uniform(0.5, 0.9) / rows
     area = Area(x, y, length, 0.4 * size * rows, rng.normal(0, 0.12))
     families = rng.choice(list(OUTLINES), 2, replace=False)
-    real, fake = ([k for k in kinds if k.family in families] for kinds in (CLASSES, DECOYS))
-    kinds = [pick(rng, fake if rng.random() < decoys else real) for _ in range(count)]
-    return [Item(kind, size * float(np.exp(rng.normal(0, 0.2))), area) for kind in kinds]
+    kinds = [kind for kind in kinds if kind.family in families]
+    sizes = size * np.exp(rng.normal(0, 0.2, count))
+    return [Item(pick(rng, kinds), size, area) for size in sizes.tolist()]
 
 
 def plan_crowd(rng: Generator, x: float, y: float, unit: float) -> list[Item]:
@@ -413,8 +422,8 @@ def plan(rng: Generator, whole: Area) -> list[Item]:
     kinds += [pick(rng, DECOYS) for _ in range(rng.binomial(singles, SINGLE_DECOYS))]
     items = [Item(kind, log_uniform(rng, *SINGLE_SIZES) * unit, whole) for kind in kinds]
 
-    shelves = [SHELF_DECOYS] * rng.choice(3, p=SHELVES) + [1.0] * rng.choice(3, p=DECOY_SHELVES)
-    planners = [functools.partial(plan_shelf, decoys=share) for share in shelves]
+    planners = [functools.partial(plan_shelf, kinds=CLASSES)] * rng.choice(3, p=SHELVES)
+    planners += [functools.partial(plan_shelf, kinds=SHELF_DECOYS)] * rng.choice(3, p=DECOY_SHELVES)
     planners += [plan_crowd] * (rng.random() < CROWD)
     middles = np.empty((0, 2))
     for planner in planners:

@@ -96,7 +96,9 @@ def test_a_picture_depends_on_seed_split_and_index_alone(scenes, drawn):
 
 def test_a_family_differs_only_in_its_mark(scenes):
     for family in scenes.OUTLINES:
-        kinds = [k for k in scenes.CLASSES + scenes.DECOYS if k.family == family]
+        kinds = [
+            k for k in scenes.CLASSES + scenes.DECOYS + scenes.SHELF_DECOYS if k.family == family
+        ]
         first, *others = [scenes.draw_object(np.random.default_rng(3), k, 60) for k in kinds]
         touched = np.asarray(Image.fromarray(first.core).convert("L").filter(MaxFilter(3))) > 0
         for other in others:
@@ -104,6 +106,20 @@ def test_a_family_differs_only_in_its_mark(scenes):
             differs = np.any(first.colour != other.colour, axis=-1)
             assert differs.any()
             assert not differs[~touched].any()
+
+
+def test_small_decoys_stand_apart_and_outnumber_objects(scenes):
+    whole = scenes.Area(160, 120, 160, 120)
+    items = [item for k in range(300) for item in scenes.plan(np.random.default_rng(k), whole)]
+    groups = {}
+    for item in items:
+        groups.setdefault(id(item.area), set()).add(item.kind)
+    del groups[id(whole)]
+    classes, decoys = set(scenes.CLASSES), set(scenes.SHELF_DECOYS)
+    assert all(kinds <= classes or kinds <= decoys for kinds in groups.values())
+    assert not {k.mark for k in decoys} & {k.mark for k in (*classes, *scenes.DECOYS)}
+    small = [item.kind in classes for item in items if item.size < 24 and not item.crowd]
+    assert 0.3 < np.mean(small) < 0.5
 
 
 def test_nothing_is_hidden_by_more_than_agreed(scenes):
