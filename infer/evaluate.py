@@ -172,7 +172,7 @@ def coco_figures(
     `areas` (N,) sorts the objects into small, medium and large; see `areas_of`.
     """
     _require_known_labels(annotations, detections)
-    _rows_of_pictures(annotations, detections)
+    rows_of_pictures(annotations, detections)
     limits = sorted({1, 10, most})
     found = _accumulate(annotations, areas, detections, [EVERY, *SIZES.values()], limits)
     last = limits.index(most)
@@ -194,6 +194,14 @@ def coco_figures(
     return figures
 
 
+def average_precision(
+    annotations: Annotations, areas: np.ndarray, detections: Detections, most: int
+) -> float | None:
+    """Give COCO's AP alone."""
+    found = _accumulate(annotations, areas, detections, [EVERY], [most])
+    return _mean(found["precision"])
+
+
 def proposal_recall(
     annotations: Annotations,
     areas: np.ndarray,
@@ -206,14 +214,14 @@ def proposal_recall(
     Labels don't matter. AR is the mean over T, all in all and for each range of `sizes` (name ->
     lowest and highest area, px^2); R50 counts at IoU 0.5 alone. Crowds are not to be found.
     """
-    rows = _rows_of_pictures(annotations, proposals)
+    rows = rows_of_pictures(annotations, proposals)
     order = np.lexsort((-proposals.scores, rows))
     proposals, rows = proposals.take(order), rows[order]
     rank = np.arange(len(rows)) - np.searchsorted(rows, rows)
     # A proposal that overlaps no object by half finds none at any threshold, and recall does not
     # count misses. Left out, pycocotools' loops run over tens of proposals instead of hundreds.
     near = np.zeros(len(rows), bool)
-    for mine, _, overlaps in _overlaps(annotations, rows, proposals.boxes):
+    for mine, _, overlaps in overlaps_of(annotations, rows, proposals.boxes):
         near[mine] = overlaps.max(axis=1) > 0.499  # float noise must not decide
     chosen = proposals.take(np.flatnonzero((rank < most) & near))
     found = _accumulate(annotations, areas, chosen, [EVERY, *sizes.values()], [most], blind=True)
@@ -326,10 +334,10 @@ def voc_figures(annotations: Annotations, detections: Detections) -> dict[str, A
     not; "difficult" objects (crowd) need not be found, and who finds one is not counted.
     """
     _require_known_labels(annotations, detections)
-    rows = _rows_of_pictures(annotations, detections)
+    rows = rows_of_pictures(annotations, detections)
     best = np.zeros(len(detections), np.int64)  # the object that it overlaps most
     overlap = np.zeros(len(detections))
-    for mine, objects, overlaps in _overlaps(annotations, rows, detections.boxes):
+    for mine, objects, overlaps in overlaps_of(annotations, rows, detections.boxes):
         same = detections.labels[mine][:, None] == annotations.labels[objects][None]
         overlaps = np.where(same, overlaps, 0.0)
         place = overlaps.argmax(axis=1)
@@ -400,7 +408,7 @@ def _require_known_labels(annotations: Annotations, detections: Detections) -> N
         )
 
 
-def _rows_of_pictures(annotations: Annotations, detections: Detections) -> np.ndarray:
+def rows_of_pictures(annotations: Annotations, detections: Detections) -> np.ndarray:
     """Find the row of each detection's picture, (D,) int64; refuse detections of other data."""
     order = np.argsort(annotations.picture_ids, kind="stable")
     ids = annotations.picture_ids[order]
@@ -416,7 +424,7 @@ def _rows_of_pictures(annotations: Annotations, detections: Detections) -> np.nd
     return order[place]
 
 
-def _overlaps(
+def overlaps_of(
     annotations: Annotations, rows: np.ndarray, boxes: np.ndarray
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Go through the pictures that have both detections (d of them) and objects (n).

@@ -1,6 +1,7 @@
 """Runs a detector over an annotated data set: precision, pixels and speed of each mode."""
 
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Sequence
@@ -13,8 +14,8 @@ from chipgen import dataset, layout
 from chipgen.dataset import Annotations
 from chipgen.errors import Refusal
 from chipgen.progress import progress
-from infer import evaluate
-from infer.cascade import PYRAMID
+from infer import evaluate, mistakes
+from infer.cascade import AUTOFOCUS, PYRAMID
 from infer.detector import Detector
 from infer.evaluate import Detections
 from infer.proposals import Proposer, sources_of
@@ -152,6 +153,9 @@ def figures(test: Test, looked: dict[str, Looked], settings: InferSettings) -> d
             )
         else:
             result[name] = _of_mode(test, one, settings)
+        if name in (AUTOFOCUS, PYRAMID):
+            judge = functools.partial(main_figure, test, most=settings.detections)
+            result[name]["lost"] = mistakes.lost(test.annotations, one.found, judge)
     return result
 
 
@@ -181,6 +185,13 @@ def precision(test: Test, found: Detections, most: int) -> dict[str, Any]:
     return evaluate.coco_figures(test.annotations, test.areas, found, most)
 
 
+def main_figure(test: Test, found: Detections, most: int) -> float | None:
+    """Give the first of those figures: AP, or VOC's AP50."""
+    if test.style == "voc":
+        return evaluate.voc_figures(test.annotations, found)["AP50"]
+    return evaluate.average_precision(test.annotations, test.areas, found, most)
+
+
 def name_of(mode: str | int) -> str:
     """Name a mode as eval.json does."""
     return mode if isinstance(mode, str) else f"level{mode}"
@@ -204,10 +215,13 @@ def table_of(result: dict[str, Any]) -> str:
     if RECALL in result:
         recalls = ", ".join(f"{k} {_cell(v).strip()}" for k, v in result[RECALL].items())
         lines.append(f"proposals   {recalls} (best {PROPOSALS} of a picture)")
-    first = next(iter(modes.values()))
+    name, first = next(iter(modes.items()))
+    if "lost" in first:
+        of_kind = ", ".join(f"{k} {_cell(v).strip()}" for k, v in first["lost"].items())
+        lines.append(f"{'lost to':12}{of_kind} ({name})")
     if len(first.get("per_class", {})) > 1:
         of_class = ", ".join(f"{k} {_cell(v).strip()}" for k, v in first["per_class"].items())
-        lines.append(f"by class    {of_class} ({next(iter(modes))})")
+        lines.append(f"by class    {of_class} ({name})")
     return "\n".join(lines)
 
 

@@ -23,6 +23,7 @@ from chipgen import recipe, storage
 
 RECIPE = "scenes-small"
 FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "pixels", "pictures_per_s")
+BACKGROUND = "lost_to_background"
 EPOCHS, DROP = 20, 0.75  # of sniper; the share of the epochs after which the rate falls
 LEVELS_SNIP = (
     "[{short=700,long=1000,range=[0,40]},{short=400,long=600,range=[16,75]},"
@@ -202,6 +203,7 @@ def collect(out: Path, data: str) -> dict[str, Any]:
                     "mode": mode,
                     "seed": int(path.parent.name.rsplit("-", 1)[1]),
                     **{key: found[mode][key] for key in FIGURES},
+                    BACKGROUND: found[mode]["lost"]["background"],
                     "steps": json.loads(log[-1])["step"],
                 }
                 for mode in (*strategy.modes, *(name for name, _ in strategy.focus))
@@ -220,7 +222,10 @@ def means(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "strategy": name,
                 "mode": mode,
                 "seeds": len(alike),
-                **{key: statistics.fmean(run[key] for run in alike) for key in FIGURES},
+                **{
+                    key: statistics.fmean(run[key] for run in alike)
+                    for key in (*FIGURES, BACKGROUND)
+                },
                 "AP_deviation": statistics.stdev(run["AP"] for run in alike)
                 if len(alike) > 1
                 else None,
@@ -231,15 +236,18 @@ def means(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def report(table: dict[str, Any]) -> str:
     """Lay the means out for people."""
-    heads = f"{'AP':>7}{'+-':>6}{'APs':>7}{'APm':>7}{'APl':>7}{'pixels':>8}{'pict./s':>9}"
+    heads = (
+        f"{'AP':>7}{'+-':>6}{'APs':>7}{'APm':>7}{'APl':>7}{'lost':>6}{'pixels':>8}{'pict./s':>9}"
+    )
     lines = [f"{'':24}seeds{heads}"]
     for row in table["means"]:
         spread = "-" if row["AP_deviation"] is None else f"{row['AP_deviation']:.1f}"
         figures = "".join(f"{row[key]:7.1f}" for key in ("APs", "APm", "APl"))
         lines.append(
             f"{row['strategy'] + ' ' + row['mode']:24}{row['seeds']:5}{row['AP']:7.1f}{spread:>6}"
-            f"{figures}{row['pixels']:8.0f}{row['pictures_per_s']:9.1f}"
+            f"{figures}{row[BACKGROUND]:6.1f}{row['pixels']:8.0f}{row['pictures_per_s']:9.1f}"
         )
+    lines.append("lost: AP that the false finds in the background cost")
     return "\n".join(lines)
 
 

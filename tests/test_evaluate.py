@@ -242,6 +242,7 @@ def test_figures_are_those_of_pycocotools_from_files(tmp_path, capsys, seed):
     run = own_evaluation(folder, rows)
     assert [figures[name] for name in TWELVE] == pytest.approx((run.stats * 100).tolist())
     assert 5 < figures["AP"] < 95
+    assert evaluate.average_precision(found, areas, given, 100) == pytest.approx(figures["AP"])
     for k, name in enumerate(("ant", "cat")):
         alone = own_evaluation(folder, rows, catIds=[(1, 3)[k]]).stats[0]
         assert figures["per_class"][name] == pytest.approx(alone * 100)
