@@ -108,8 +108,9 @@ class LocalFolder:
 
     def remove_tree(self, name: str) -> None:
         """Delete a folder with all that is in it, if it is there."""
-        if (self.path / name).exists():
-            shutil.rmtree(self.path / name)
+        while (self.path / name).exists():
+            with contextlib.suppress(FileNotFoundError):  # another run removes it as well
+                shutil.rmtree(self.path / name)
 
 
 class RemoteFolder:

@@ -1,5 +1,6 @@
 import errno
 import os
+import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -83,4 +84,21 @@ def test_what_a_killed_run_left_half_written_is_taken_over(folder):
     (folder.path / ".some.bin.tmp").write_bytes(b"half of something longer")
     folder.write("some.bin", b"all of it")
     assert folder.read("some.bin") == b"all of it"
+    assert folder.names() == ["some.bin"]
+
+
+def test_a_tree_that_another_run_removes_as_well_is_gone_without_an_error(folder, monkeypatch):
+    for name in ("000/a", "000/b", "001/c"):
+        folder.write(f"groups/{name}", b"")
+    rmdir = os.rmdir
+    others = iter(["groups/000", "groups/001"])
+
+    def second_run(path, **where):
+        rmdir(path, **where)
+        for other in others:  # what is about to be removed next is gone meanwhile
+            if (folder.path / other).exists():
+                shutil.rmtree(folder.path / other)
+
+    monkeypatch.setattr(os, "rmdir", second_run)
+    folder.remove_tree("groups")
     assert folder.names() == ["some.bin"]
