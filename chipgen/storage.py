@@ -277,6 +277,8 @@ def writing(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.errno is None:  # a library's own, about what it was reading
+            raise
         raise _explained(error, target) from error
 
 
@@ -286,6 +288,8 @@ def _told_of(temporary: Path, target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.errno is None:  # as above
+            raise
         if error.filename is not None and str(error.filename) != str(temporary):
             raise
         raise _explained(error, target) from error
@@ -305,8 +309,7 @@ def _explained(error: OSError, target: Path) -> Exception:
     if error.errno in remedies:
         return Refusal(f"cannot write {target}: {remedies[error.errno]}")
     # calls on an open file don't know its name, and others name the temporary one
-    error.filename, error.filename2 = str(target), None
-    return error
+    return OSError(error.errno, error.strerror, str(target))
 
 
 @contextlib.contextmanager

@@ -92,6 +92,16 @@ class Table(pq.ParquetFile):
         with _intact(self.where):
             return super().read_row_groups(*args, **more)
 
+    def read_row_group(self, *args: Any, **more: Any) -> pa.Table:
+        """Read one of its groups of rows."""
+        with _intact(self.where):
+            return super().read_row_group(*args, **more)
+
+    def iter_batches(self, *args: Any, **more: Any) -> Iterator[pa.RecordBatch]:
+        """Read it some rows at a time."""
+        with _intact(self.where):
+            yield from super().iter_batches(*args, **more)
+
 
 def open_table(folder: Folder, name: str) -> Table:
     """Open a Parquet file for reading, memory-mapped where it lies on disk."""

@@ -7,8 +7,12 @@ import pyarrow as pa
 import pytest
 
 from chipgen.errors import Refusal
-from chipgen.storage import LocalFolder, open_folder
-from chipgen.tables import read_table, table_bytes
+from chipgen.storage import LocalFolder, open_folder, writing
+from chipgen.tables import open_table, read_table, table_bytes
+
+
+def _inside_create(target):
+    return LocalFolder(target.parent).create(target.name)
 
 
 @pytest.fixture
@@ -36,8 +40,9 @@ def test_a_write_that_fails_names_its_file_and_leaves_the_old_one(
         raise OSError(number, os.strerror(number), *(names if call == "replace" else ()))
 
     monkeypatch.setattr(os, call, broken)
-    with pytest.raises((OSError, Refusal), match=rf"{folder}/some\.bin"):
+    with pytest.raises((OSError, Refusal), match=rf"{folder}/some\.bin") as told:
         folder.write("some.bin", b"others")
+    assert "->" not in str(told.value)
     monkeypatch.undo()
     assert folder.read("some.bin") == b"some bytes"
     assert folder.names() == ["some.bin"]
@@ -60,6 +65,31 @@ def test_a_table_that_is_cut_off_is_refused_with_the_file(tmp_path):
         (tmp_path / "x.parquet").write_bytes(data[:size])
         with pytest.raises(Refusal, match=r"x\.parquet: damaged"):
             read_table(open_folder(tmp_path), "x.parquet")
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda table: [table.read_row_group(group) for group in range(table.num_row_groups)],
+        lambda table: table.read_row_groups([0, 1]),
+        lambda table: list(table.iter_batches()),
+    ],
+    ids=["one group", "groups", "batches"],
+)
+def test_damage_met_while_another_file_is_written_is_told_of_the_damaged_one(folder, read):
+    data = table_bytes(pa.table({"x": np.random.default_rng(0).random(10_000)}))
+    place = len(data) // 2
+    flipped = data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :]
+    folder.write("x.parquet", flipped)
+    table = open_table(folder, "x.parquet")
+    with pytest.raises(Refusal, match=r"x\.parquet: damaged"), folder.create("other.bin"):
+        read(table)
+
+
+@pytest.mark.parametrize("attempt", [writing, _inside_create])
+def test_an_error_without_a_number_is_not_one_of_writing(tmp_path, attempt):
+    with pytest.raises(OSError, match=r"^said by a library$"), attempt(tmp_path / "some.bin"):
+        raise OSError("said by a library")
 
 
 def test_a_file_that_another_run_is_writing_is_refused_and_stays_that_runs(tmp_path, monkeypatch):
