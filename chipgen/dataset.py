@@ -41,6 +41,7 @@ REJECTS = pa.schema(
         "detail": pa.string(),
     }
 )
+MOST_PIXELS = 1 << 31  # a larger size is mistyped, and the grid of its chips would fill the memory
 
 
 @dataclass(frozen=True)
@@ -265,10 +266,11 @@ def _picture_reasons(raw: RawSplit) -> np.ndarray:
     duplicate = np.zeros(len(readable), bool)
     duplicate[readable] = repeats(raw.picture_ids[readable])
     sizes = raw.picture_sizes
-    with np.errstate(invalid="ignore"):
-        whole = (sizes >= 1) & (sizes < 2**31) & (sizes == np.floor(sizes))
+    with np.errstate(invalid="ignore", over="ignore"):
+        whole = ((sizes >= 1) & (sizes == np.floor(sizes))).all(axis=1)
+        small = sizes.prod(axis=1) < MOST_PIXELS
     named = np.array([_is_safe(name) for name in raw.files], dtype=bool)
-    conditions = [~readable, duplicate, ~named, ~whole.all(axis=1)]
+    conditions = [~readable, duplicate, ~named, ~(whole & small)]
     names = ["malformed", "duplicate_picture_id", "unsafe_name", "bad_size"]
     return np.select(conditions, names, default="")
 

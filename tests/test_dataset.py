@@ -9,7 +9,10 @@ import pytest
 
 from chipgen import dataset
 from chipgen.errors import Refusal
+from chipgen.plan import ChipSettings
+from chipgen.pyramid import Level
 from chipgen.raw import picture_id_of
+from chipgen.run import make
 
 
 def reasons(annotations: dataset.Annotations) -> dict[object, str]:
@@ -107,6 +110,11 @@ def test_one_bad_annotation_is_rejected_and_the_others_stay(tmp_path, entry, rea
         ({"id": 8, "file_name": "b.jpg", "width": 0, "height": 9}, "bad_size"),
         ({"id": 8, "file_name": "b.jpg", "width": 9.5, "height": 9}, "bad_size"),
         ({"id": 8, "file_name": "b.jpg", "width": "9", "height": 9}, "bad_size"),
+        ({"id": 8, "file_name": "b.jpg", "width": 1e6, "height": 1e6}, "bad_size"),
+        ({"id": 8, "file_name": "b.jpg", "width": 9, "height": 1.5e9}, "bad_size"),
+        ({"id": 8, "file_name": "b.jpg", "width": 65536, "height": 32768}, "bad_size"),
+        ({"id": 8, "file_name": "b.jpg", "width": 1e200, "height": 1e200}, "bad_size"),
+        ({"id": 8, "file_name": "b.jpg", "width": -9, "height": -9}, "bad_size"),
         ({"id": 8, "file_name": "b.jpg"}, "bad_size"),
         ({"file_name": "b.jpg", "width": 9, "height": 9}, "malformed"),
         ("b.jpg", "malformed"),
@@ -120,6 +128,15 @@ def test_one_bad_picture_is_rejected_with_its_boxes(tmp_path, image, reason):
     is_8 = isinstance(image, dict) and image.get("id") == 8
     assert told.pop(2) == ("picture_rejected" if is_8 else "no_such_picture")
     assert list(told.values()) == [reason]
+
+
+def test_a_picture_of_just_under_two_gigapixels_is_planned(tmp_path):
+    image = {"id": 8, "file_name": "b.jpg", "width": 65535, "height": 32768}
+    theirs = {**box(2, [1, 1, 5, 5]), "image_id": 8}
+    found = read_one(tmp_path, [theirs], [image])
+    assert found.picture_ids.tolist() == [7, 8]
+    settings = ChipSettings(levels=(Level(factor=3.0),))
+    assert make(found, settings)[1]["picture_id"].to_pylist() == [8]
 
 
 def test_entries_without_an_id_leave_id_0_to_those_that_have_it(tmp_path):
