@@ -37,7 +37,7 @@ if sys.byteorder != "little":  # R in the lowest byte is the first byte only her
     raise ImportError("chipgen.codec packs pixels for little-endian processors")
 
 
-def decode(data: bytes, size: tuple[int, int] | None, max_pixels: int) -> np.ndarray:
+def decode(data: bytes, size: tuple[int, int] | None, max_pixels: float) -> np.ndarray:
     """Decode a picture whose annotation gives `size` (width, height); (H, W) uint32.
 
     An EXIF orientation is applied when the size agrees only that way; where no size is known, it
@@ -71,7 +71,7 @@ def unpack(pixels: np.ndarray) -> np.ndarray:
     return rgbx[..., :3]
 
 
-def _decode_jpeg(data: bytes, size: tuple[int, int] | None, max_pixels: int) -> np.ndarray | None:
+def _decode_jpeg(data: bytes, size: tuple[int, int] | None, max_pixels: float) -> np.ndarray | None:
     """Decode the fast way; None for what only Pillow can settle (CMYK, turned, slightly odd)."""
     try:
         height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
@@ -91,7 +91,7 @@ def _is_turned(data: bytes) -> bool:
         return _orientation(image) in TURNS
 
 
-def _decode_other(data: bytes, size: tuple[int, int] | None, max_pixels: int) -> np.ndarray:
+def _decode_other(data: bytes, size: tuple[int, int] | None, max_pixels: float) -> np.ndarray:
     with _reading(data) as image:
         _check_pixels(*image.size, max_pixels)
         image.load()  # which turns a TIFF and drops its orientation
@@ -117,7 +117,7 @@ def _reading(data: bytes) -> Iterator[Image.Image]:
             raise PictureError("broken_picture", str(error)) from error
 
 
-def _check_pixels(width: int, height: int, max_pixels: int) -> None:
+def _check_pixels(width: int, height: int, max_pixels: float) -> None:
     if width * height > max_pixels:
         limit = f"{width}x{height} is over {max_pixels / 1e6:g} megapixels"
         raise PictureError("too_many_pixels", f"{limit} (max_megapixels of the recipe)")

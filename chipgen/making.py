@@ -79,7 +79,7 @@ def read_pixels(picture: Picture, folder: Folder, max_megapixels: float) -> np.n
     """Read and decode a picture; only a fault of its own raises PictureError."""
     row = picture.entry
     data = read_picture(folder, row["file"])
-    return codec.decode(data, (row["width"], row["height"]), int(max_megapixels * 1e6))
+    return codec.decode(data, (row["width"], row["height"]), max_megapixels * 1e6)
 
 
 def make_sample(

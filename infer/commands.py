@@ -237,7 +237,7 @@ def drawing_of(file: str) -> str:
 
 def _draw(folder: Path, file: str, result: Result, detector: Detector, min_score: float) -> None:
     """Draw a result, and its coarsest map of focus."""
-    (one,) = decoded([file], int(detector.settings.max_megapixels * 1e6))
+    (one,) = decoded([file], detector.settings.max_megapixels * 1e6)
     folder.mkdir(parents=True, exist_ok=True)
     stem = drawing_of(file)
     draw_result(one.pixels, result, detector.classes, min_score).save(folder / f"{stem}.png")

@@ -121,7 +121,7 @@ class Detector:
             raise Refusal(f"mode {mode!r} is none of {', '.join(map(str, known))}")
         group, pixels = [], 0
         most = GROUP_PIXELS[self.device.type]
-        for one in decoded(pictures, int(self.settings.max_megapixels * 1e6)):
+        for one in decoded(pictures, self.settings.max_megapixels * 1e6):
             size = 0 if one.pixels is None else one.pixels.shape[0] * one.pixels.shape[1]
             if group and (pixels + size > most or len(group) == GROUP):
                 yield from self._results(group, mode)

@@ -43,7 +43,7 @@ class Decoded:
     error: str | None
 
 
-def decoded(pictures: Iterable[Picture], max_pixels: int) -> Iterator[Decoded]:
+def decoded(pictures: Iterable[Picture], max_pixels: float) -> Iterator[Decoded]:
     """Decode pictures in threads; the order is kept, and a broken one is told, not raised."""
     waiting: deque[Future] = deque()
     pictures = iter(pictures)
@@ -60,7 +60,7 @@ def decoded(pictures: Iterable[Picture], max_pixels: int) -> Iterator[Decoded]:
                 future.cancel()
 
 
-def _decode(picture: Picture, max_pixels: int) -> Decoded:
+def _decode(picture: Picture, max_pixels: float) -> Decoded:
     try:
         if isinstance(picture, np.ndarray | torch.Tensor):
             pixels = _checked(picture)

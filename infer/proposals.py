@@ -174,7 +174,7 @@ class Proposer:
         columns: dict[str, list[np.ndarray]] = {name: [] for name in PROPOSALS}
         rejected = {}
         sources = sources_of(annotations)
-        for one in decoded(sources, int(self.settings.max_megapixels * 1e6)):
+        for one in decoded(sources, self.settings.max_megapixels * 1e6):
             on_picture()
             if one.pixels is None:
                 rejected[str(one.picture)] = one.error

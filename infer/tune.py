@@ -55,7 +55,7 @@ def look(detector: Detector, test: Test) -> list[Seen]:
     """Run each level alone over all pictures."""
     seen = []
     sources = list(sources_of(test.annotations))
-    limit = int(detector.settings.max_megapixels * 1e6)
+    limit = detector.settings.max_megapixels * 1e6
     for one in progress(decoded(sources, limit), total=len(sources), unit=" pictures", desc="tune"):
         if one.pixels is None:
             continue

@@ -201,6 +201,14 @@ def test_a_full_disk_stops_with_one_line_and_a_later_run_completes(tmp_path, dat
     assert main(["verify", run]) == 0
 
 
+def test_a_limit_of_pixels_may_be_infinite(tmp_path, data):
+    run = str(tmp_path / "run")
+    assert main(["plan", run, "--data", str(data), "--set", "shards.max_megapixels=inf"]) == 0
+    assert main(["write", run, "--workers", "1"]) == 0
+    manifest = shards.read_manifest(open_folder(f"{run}/shards/positive"))
+    assert manifest.counts["pictures"]["rejected"] == 0
+
+
 def test_a_data_set_without_one_usable_picture_is_refused(tmp_path, data, capsys):
     content = json.loads((data / "annotations/instances_train.json").read_text())
     for image in content["images"]:

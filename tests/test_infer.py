@@ -275,6 +275,12 @@ def trained_on(run, folder):
     return folder / "later.pt"
 
 
+def test_a_limit_of_pixels_may_be_infinite(run, photos, tmp_path):
+    limit = ["--set", "infer.max_megapixels=inf"]
+    assert detect(run, photos, "--out", tmp_path, "--draw", *limit) == 0
+    assert len(json.loads((tmp_path / "pictures.json").read_text())["images"]) == 3
+
+
 def test_drawings_are_not_taken_for_pictures_of_a_second_run(run, photos):
     Image.new("RGB", (1, 3000)).save(photos / "line.png")
     out = photos / "found"

@@ -1,5 +1,6 @@
 import dataclasses
 import itertools
+import math
 
 import inferring
 import made_up
@@ -31,6 +32,15 @@ def material(tmp_path_factory):
 
 def with_focus(settings, *choices):
     return dataclasses.replace(settings, focus=tuple(FocusSettings(*c) for c in choices))
+
+
+def test_a_limit_of_pixels_may_be_infinite(material, tmp_path):
+    _, detector, test, seen = material
+    settings = dataclasses.replace(detector.settings, max_megapixels=math.inf)
+    without = Detector([inferring.model()], inferring.CLASSES, settings, torch.device("cpu"))
+    assert len(tune.look(without, test)) == len(seen)
+    (tmp_path / "tuned.toml").write_text(tune.fragment(settings, "made by a test"))
+    assert load(str(tmp_path / "tuned.toml"), {"infer": InferSettings})["infer"] == settings
 
 
 def test_looking_everywhere_is_the_full_pyramid(material):
