@@ -115,6 +115,12 @@ def negatives(args: argparse.Namespace) -> int:
 
     run_folder.save_negatives(run, inputs, mined())
     log.info("negatives: %d chips of %d pictures", counts["chips"], counts["pictures"])
+    if proposals and (proposals.strangers or proposals.incomplete):
+        log.info(
+            "negatives: left out %d proposals of no picture of the plan, and %d with a null",
+            proposals.strangers,
+            proposals.incomplete,
+        )
     return 0
 
 

@@ -84,10 +84,13 @@ class ProposalReader:
 
     It knows which pictures each of the file's groups of rows is about. Those of a run's own file,
     which has the order of the plan, are about neighbours; of others, most may be read each time.
+    It counts the rows that are left out: those of no picture of the plan, and of the others those
+    with a null, when they are asked for.
     """
 
     def __init__(self, file: pq.ParquetFile, picture_ids: np.ndarray):
-        _require_columns(file.schema_arrow.names)
+        _require_columns(file.schema_arrow)
+        self.strangers = self.incomplete = 0
         self._file = file
         self._by_id = np.argsort(picture_ids, kind="stable").astype(np.int32)
         self._ids = picture_ids[self._by_id]
@@ -102,8 +105,11 @@ class ProposalReader:
         kept = [self._schema().empty_table()]
         for group in wanted.tolist():
             table = self._file.read_row_group(group, columns=list(PROPOSALS))
-            rows = self._rows(table["picture_id"].to_numpy())
-            kept.append(table.filter(pa.array((first <= rows) & (rows < last))))
+            rows = self._rows(table["picture_id"])
+            of_these = table.filter(pa.array((first <= rows) & (rows < last)))
+            whole = of_these.drop_columns("level").drop_null()  # the level is not asked
+            self.incomplete += of_these.num_rows - whole.num_rows  # `sort` leaves them out
+            kept.append(of_these)
         return pa.concat_tables(kept)
 
     def _schema(self) -> pa.Schema:
@@ -112,21 +118,24 @@ class ProposalReader:
     def _span(self, group: int) -> tuple[int, int]:
         """Give the first and end row of the pictures that a group of rows is about."""
         table = self._file.read_row_group(group, columns=["picture_id"])
-        rows = self._rows(table["picture_id"].to_numpy())
+        rows = self._rows(table["picture_id"])
         rows = rows[rows >= 0]
+        self.strangers += table.num_rows - len(rows)
         return (int(rows.min()), int(rows.max()) + 1) if len(rows) else (0, 0)
 
-    def _rows(self, ids: np.ndarray) -> np.ndarray:
-        """Give the row of the plan of each picture id, -1 for one that is not there."""
+    def _rows(self, column: pa.ChunkedArray) -> np.ndarray:
+        """Give the row of the plan of each picture id, -1 for a null and one that is not there."""
         if not len(self._ids):
-            return np.full(len(ids), -1)
+            return np.full(len(column), -1)
+        ids = column.fill_null(0).to_numpy()  # with nulls, integers would come as rounded floats
         place = np.minimum(np.searchsorted(self._ids, ids), len(self._ids) - 1)
-        return np.where(self._ids[place] == ids, self._by_id[place], -1)
+        known = (self._ids[place] == ids) & column.is_valid().to_numpy()
+        return np.where(known, self._by_id[place], -1)
 
 
 def sort(annotations: Annotations, table: pa.Table, min_score: float) -> Proposals:
     """Put proposals in the order of the pictures, cut to their pictures."""
-    _require_columns(table.column_names)
+    _require_columns(table.schema)
     columns = {name: table[name].to_numpy() for name in PROPOSALS}
     ids = annotations.picture_ids
     if table.num_rows and not len(ids):
@@ -148,12 +157,18 @@ def sort(annotations: Annotations, table: pa.Table, min_score: float) -> Proposa
     return Proposals(found[used], offsets)
 
 
-def _require_columns(names: list[str]) -> None:
-    missing = [name for name in PROPOSALS if name not in names]
+def _require_columns(schema: pa.Schema) -> None:
+    missing = [name for name in PROPOSALS if name not in schema.names]
     if missing:
         raise Refusal(
             f"proposals: no column {', '.join(missing)}; needed are {', '.join(PROPOSALS)}"
         )
+    for name in PROPOSALS:
+        if schema.names.count(name) > 1:
+            raise Refusal(f"proposals: more than one column {name}; each may be there once")
+        kind = schema.field(name).type
+        if not pa.types.is_integer(kind) and not pa.types.is_floating(kind):
+            raise Refusal(f"proposals: column {name} is of {kind}; it must hold plain numbers")
 
 
 def _empty_pictures(

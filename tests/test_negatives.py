@@ -1,4 +1,5 @@
 import math
+import re
 
 import numpy as np
 import pyarrow as pa
@@ -350,6 +351,43 @@ def test_proposals_without_a_column_are_refused(annotations, positives, proposal
     lacking = proposals.drop_columns(name)
     with pytest.raises(Refusal, match=f"no column {name};"):
         mine(annotations, positives, lacking, CHIP, NegativeSettings())
+
+
+@pytest.mark.parametrize(
+    ("name", "column"),
+    [
+        ("picture_id", pa.array(["1"])),
+        ("picture_id", pa.array([True])),
+        ("picture_id", pa.array([b"1"])),
+        ("level", pa.array([None])),
+        ("x1", pa.array([[1.0, 2.0, 3.0, 4.0]])),
+        ("y2", pa.array([{"y": 1}])),
+        ("score", pa.array(["0.5"])),
+        ("score", pa.array(["0.5"]).dictionary_encode()),
+    ],
+)
+def test_a_column_of_proposals_that_holds_no_numbers_is_refused(name, column):
+    annotations = reference.make_annotations([(50, 40)], [[]], ids=[1])
+    table = make_proposals([1], [(0, 0, 5, 5)])
+    odd = table.set_column(table.column_names.index(name), name, column)
+    with pytest.raises(Refusal, match=rf"column {name} is of {re.escape(str(column.type))};"):
+        sort(annotations, odd, 0.0)
+
+
+def test_a_column_of_proposals_that_is_there_twice_is_refused():
+    annotations = reference.make_annotations([(50, 40)], [[]], ids=[1])
+    table = make_proposals([1], [(0, 0, 5, 5)])
+    twice = table.append_column("score", table["score"])
+    with pytest.raises(Refusal, match="more than one column score"):
+        sort(annotations, twice, 0.0)
+
+
+@pytest.mark.parametrize("kind", [pa.int32(), pa.uint16(), pa.float64()])
+def test_picture_ids_of_proposals_may_be_any_kind_of_number(kind):
+    annotations = reference.make_annotations([(50, 40)], [[]], ids=[1])
+    table = make_proposals([1], [(0, 0, 5, 5)])
+    cast = table.set_column(0, "picture_id", table["picture_id"].cast(kind))
+    assert sort(annotations, cast, 0.0).boxes.tolist() == [[0, 0, 5, 5]]
 
 
 def test_proposals_of_other_pictures_are_refused(annotations, positives):

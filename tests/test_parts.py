@@ -203,6 +203,44 @@ def test_proposals_of_some_pictures_are_read_from_the_groups_that_have_them(tmp_
     assert read == [1, 2]
 
 
+def test_proposals_that_are_left_out_are_counted(tmp_path, caplog):
+    data, proposals = made_up.coco(tmp_path / "data", 10), tmp_path / "p.parquet"
+    table = made_up_proposals(data)
+    plan(tmp_path, data, "run")
+    line = ["negatives", str(tmp_path / "run"), "--proposals", str(proposals)]
+    pq.write_table(table, proposals)
+    caplog.set_level("INFO")
+    assert main(line) == 0
+    assert "left out" not in caplog.text
+    expected = tables(tmp_path / "run")["negative.parquet"]
+
+    broken = [
+        {"picture_id": None},
+        {"picture_id": 10**15},
+        {"picture_id": -1},
+        {"x1": None},
+        {"score": None},
+        {"score": float("nan")},
+    ]
+    (row,) = table.slice(0, 1).to_pylist()
+    odd = pa.Table.from_pylist([{**row, **one} for one in broken], table.schema)
+    pq.write_table(pa.concat_tables([odd, table]), proposals, row_group_size=50)
+    assert main(line) == 0
+    assert "left out 3 proposals of no picture of the plan, and 2 with a null" in caplog.text
+    assert tables(tmp_path / "run")["negative.parquet"] == expected
+
+
+def test_ids_beside_a_null_keep_their_last_digits(tmp_path):
+    ids = np.array([2**60, 2**60 + 1])
+    table = pa.table({"picture_id": pa.array([2**60, 2**60 + 1, None], pa.int64())})
+    for name in ("level", "x1", "y1", "x2", "y2", "score"):
+        table = table.append_column(name, [np.zeros(3, np.float32)])
+    pq.write_table(table, tmp_path / "p.parquet")
+    reader = ProposalReader(pq.ParquetFile(tmp_path / "p.parquet"), ids)
+    assert reader.of(1, 2)["picture_id"].to_pylist() == [2**60 + 1]
+    assert reader.of(0, 1)["picture_id"].to_pylist() == [2**60]
+
+
 @pytest.mark.parametrize("rows", [0, 1, 8191, 8192, 8193, 20000])
 @pytest.mark.parametrize("portion", [1000, 8192, 9999])
 def test_a_table_has_the_same_bytes_in_whatever_portions_it_comes(tmp_path, rows, portion):
