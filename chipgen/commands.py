@@ -147,6 +147,8 @@ def _write_kind(args: argparse.Namespace, job: pipeline.Job) -> None:
         if args.part:
             part, parts = args.part
             groups = [group for group in groups if group % parts == part]
+        if groups:
+            making.require_pictures(job.run, job.record, job.recipe.shards.max_megapixels)
         total = int(job.groups[groups, 4].sum())
         with progress(
             total=total, unit=" pictures", desc=f"{job.kind} chips", disable=not groups

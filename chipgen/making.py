@@ -13,12 +13,13 @@ import pyarrow as pa
 
 from chipgen import codec, cut, draws, shards
 from chipgen.dataset import REJECTS, Picture, reject_pictures
-from chipgen.errors import PictureError
+from chipgen.errors import PictureError, Refusal
 from chipgen.run import PlanRecord, Reader, Recipe
 from chipgen.shards import Chip, Sample
-from chipgen.storage import Folder, open_folder, read_picture
+from chipgen.storage import Folder, open_folder, read_listed_picture
 from chipgen.tables import open_table, read_rows
 
+SAMPLE = 1000  # pictures, in the plan's random order, of which one must be readable
 SPREAD = 1 << 22  # stream of draws: the order of a group's chips
 
 
@@ -75,10 +76,33 @@ class Maker:
         return samples
 
 
+def require_pictures(run: Folder, record: PlanRecord, max_megapixels: float) -> None:
+    """Refuse a plan of whose pictures none can be read, as where a disk is not mounted.
+
+    Each would be rejected, and the set finished without them.
+    """
+    reader = Reader(run)
+    count = min(SAMPLE, reader.pictures.metadata.num_rows)
+    folders = [open_folder(root) for root in record.roots]
+    faults = []
+    for picture in reader.annotations(0, count, record).each():
+        folder = folders[picture.entry["root"]]
+        try:
+            read_pixels(picture, folder, max_megapixels)
+            return
+        except PictureError as error:
+            faults.append(f"{folder}/{picture.entry['file']}: {error}")
+    if faults:
+        raise Refusal(
+            f"pictures: of {count} that were tried, none can be read, such as {faults[0]}; mount "
+            f"what holds them, or plan again with the new --data"
+        )
+
+
 def read_pixels(picture: Picture, folder: Folder, max_megapixels: float) -> np.ndarray:
     """Read and decode a picture; only a fault of its own raises PictureError."""
     row = picture.entry
-    data = read_picture(folder, row["file"])
+    data = read_listed_picture(folder, row["file"])
     return codec.decode(data, (row["width"], row["height"]), max_megapixels * 1e6)
 
 

@@ -101,6 +101,14 @@ class LocalFolder:
         """List what lies directly in the folder, sorted; empty where there is no folder."""
         return sorted(p.name for p in self.path.iterdir()) if self.path.is_dir() else []
 
+    def is_empty(self) -> bool:
+        """Say whether nothing lies in the folder, or no folder is there."""
+        try:
+            with os.scandir(self.path) as found:
+                return next(found, None) is None
+        except (FileNotFoundError, NotADirectoryError):
+            return True
+
     def remove(self, name: str) -> None:
         """Delete a file, if it is there."""
         with contextlib.suppress(NotADirectoryError):  # what writes there next tells it better
@@ -184,6 +192,10 @@ class RemoteFolder:
         except FileNotFoundError:
             return []
 
+    def is_empty(self) -> bool:
+        """Say whether nothing lies in the folder: a store has no others."""
+        return not self.exists("")
+
     def remove(self, name: str) -> None:
         """Delete an object, if it is there."""
         with contextlib.suppress(FileNotFoundError):
@@ -215,6 +227,29 @@ def read_picture(folder: Folder, name: str) -> bytes:
             f"picture {folder}/{name}: {error}; that is the storage and not the picture, so it is "
             f"not rejected; run the same command again to go on"
         ) from error
+
+
+def read_listed_picture(folder: Folder, name: str) -> bytes:
+    """Read a picture of a data set in the same way; refuses where its whole folder has gone.
+
+    An empty folder is where a disk should be mounted: all pictures would be rejected for good.
+    """
+    try:
+        return read_picture(folder, name)
+    except PictureError as error:
+        if _is_gone(folder):
+            raise Refusal(
+                f"picture folder {folder}: not there, or empty; mount it, or plan again with the "
+                f"new --data"
+            ) from error
+        raise
+
+
+def _is_gone(folder: Folder) -> bool:
+    try:
+        return folder.is_empty()
+    except PermissionError:  # pictures may be read there, though not listed
+        return False
 
 
 def digest_of(folder: Folder, *names: str) -> str:

@@ -12,7 +12,7 @@ import torch
 
 from chipgen import codec
 from chipgen.errors import PictureError, Refusal
-from chipgen.storage import Folder, LocalFolder, read_picture
+from chipgen.storage import Folder, LocalFolder, read_listed_picture, read_picture
 
 THREADS = 2
 AHEAD = 4  # pictures that are decoded before they are asked for
@@ -68,7 +68,7 @@ def _decode(picture: Picture, max_pixels: float) -> Decoded:
                 pixels = np.require(pixels, requirements="CW")
             return Decoded(picture, pixels, None)
         if isinstance(picture, Source):
-            data, size = read_picture(picture.folder, picture.name), picture.size
+            data, size = read_listed_picture(picture.folder, picture.name), picture.size
         else:
             path = Path(picture)
             data, size = read_picture(LocalFolder(path.parent), path.name), None

@@ -19,6 +19,7 @@ from chipgen.storage import LocalFolder
 from infer import Detector, measure, parts
 from infer.__main__ import main
 from infer.commands import LINES, checked, drawing_of, read_checked
+from infer.pictures import Source, decoded
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -273,6 +274,13 @@ def trained_on(run, folder):
     state["model"]["rpn.conv.bias"] += 0.1
     torch.save(state, folder / "later.pt")
     return folder / "later.pt"
+
+
+def test_a_folder_of_annotated_pictures_that_has_gone_is_refused(photos):
+    missing = [Source(LocalFolder(photos), "nix.jpg"), str(photos / "nix/a.jpg")]
+    assert all("missing_file" in one.error for one in decoded(missing, 10**6))
+    with pytest.raises(Refusal, match=r"picture folder .*nix: not there, or empty"):
+        list(decoded([Source(LocalFolder(photos / "nix"), "a.jpg")], 10**6))
 
 
 def test_a_limit_of_pixels_may_be_infinite(run, photos, tmp_path):

@@ -2,6 +2,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -240,6 +241,84 @@ def test_a_storage_error_stops_the_run_and_rejects_nothing(undisturbed, capsys, 
     assert "Input/output error" in err
     assert main(["write", str(run), "--workers", "1"]) == 0
     assert tree(run / "shards") == expected
+
+
+def take_away(data: Path, how: str) -> Path:
+    """Take the pictures of a data set away, as moving or unmounting does; gives where they are."""
+    pictures = data / "train"
+    away = pictures.rename(data / "away")
+    if how == "a file":
+        pictures.touch()
+    elif how != "gone":
+        pictures.mkdir()
+    if how == "others":
+        (pictures / "lost+found").mkdir()
+    return away
+
+
+def bring_back(away: Path) -> None:
+    pictures = away.with_name("train")
+    shutil.rmtree(pictures, ignore_errors=True)
+    pictures.unlink(missing_ok=True)
+    away.rename(pictures)
+
+
+def rejected_pictures(run: Path) -> list[str]:
+    rejects = read_table(open_folder(run / "shards/positive"), shards.REJECTS).to_pylist()
+    return [row["file"] for row in rejects if row["annotation_id"] is None]
+
+
+@pytest.mark.parametrize("how", ["gone", "empty", "a file", "others"])
+@pytest.mark.parametrize("part", [[], ["--part", "1/3"]], ids=["whole", "part"])
+def test_pictures_that_went_after_planning_are_not_rejected(tmp_path, capsys, how, part):
+    run = planned(tmp_path, "run", 12)
+    away = take_away(tmp_path / "data", how)
+    assert main(["write", str(run), "--workers", "1", *part]) == 1
+    said = capsys.readouterr().err
+    assert str(tmp_path / "data/train") in said
+    assert "mount" in said
+    bring_back(away)
+    assert main(["write", str(run), "--workers", "1"]) == 0
+    assert rejected_pictures(run) == ["000007.jpg"]
+
+
+@pytest.mark.parametrize("how", ["gone", "empty"])
+def test_pictures_that_go_while_they_are_cut_are_not_rejected(tmp_path, capsys, monkeypatch, how):
+    run = planned(tmp_path, "run", 12)
+    away = []
+
+    def unmount(job, group, made):
+        flush(job, group, made)
+        if not away:
+            away.append(take_away(tmp_path / "data", how))
+
+    flush = pipeline._flush
+    monkeypatch.setattr(pipeline, "_flush", unmount)
+    assert main(["write", str(run), "--workers", "1"]) == 1
+    assert "data/train: not there, or empty" in capsys.readouterr().err
+    monkeypatch.undo()
+    bring_back(away[0])
+    assert main(["write", str(run), "--workers", "1"]) == 0
+    assert rejected_pictures(run) == ["000007.jpg"]
+
+
+def test_pictures_that_are_missing_one_by_one_are_rejected_one_by_one(tmp_path):
+    run = planned(tmp_path, "run", 12)
+    gone = [f"{number:06d}.jpg" for number in (1, 2, 3, 4, 6, 8, 9)]
+    for name in gone:
+        (tmp_path / "data/train" / name).unlink()
+    assert main(["write", str(run), "--workers", "1"]) == 0
+    assert sorted(rejected_pictures(run)) == sorted([*gone, "000007.jpg"])
+
+
+def test_a_plan_of_whose_pictures_none_can_be_decoded_is_not_written(tmp_path, capsys):
+    run = planned(tmp_path, "run", 4)
+    for path in (tmp_path / "data/train").iterdir():
+        path.write_text("version https://git-lfs.github.com/spec/v1")
+    assert main(["write", str(run), "--workers", "1"]) == 1
+    said = capsys.readouterr().err
+    assert "pictures: of 4 that were tried, none can be read" in said
+    assert "not_a_picture" in said
 
 
 @pytest.mark.parametrize("per_group", [1, 5, 1000])

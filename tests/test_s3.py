@@ -62,11 +62,15 @@ def test_shards_written_to_s3_are_those_written_to_a_folder(tmp_path, bucket):
 def test_a_remote_folder_behaves_as_a_folder_does(tmp_path, bucket):
     for folder in (open_folder("s3://fovea/some"), open_folder(tmp_path / "some")):
         assert folder.names() == []
+        assert folder.is_empty()
         assert not folder.exists("a/b")
         folder.write("a/b", b"0123456789")
         folder.write("c", b"")
         assert folder.names() == ["a", "c"]
         assert folder.exists("a")
+        assert not folder.is_empty()
+        assert not folder.sub("a").is_empty()
+        assert folder.sub("b").is_empty()
         assert (folder.size("a/b"), folder.size("c")) == (10, 0)
         assert folder.read("a/b") == b"0123456789"
         assert folder.read("a/b", 3, 4) == b"3456"

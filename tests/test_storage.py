@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from chipgen.errors import Refusal
-from chipgen.storage import LocalFolder, open_folder, writing
+from chipgen.errors import PictureError, Refusal
+from chipgen.storage import LocalFolder, open_folder, read_listed_picture, writing
 from chipgen.tables import open_table, read_table, table_bytes
 
 
@@ -115,6 +115,26 @@ def test_what_a_killed_run_left_half_written_is_taken_over(folder):
     folder.write("some.bin", b"all of it")
     assert folder.read("some.bin") == b"all of it"
     assert folder.names() == ["some.bin"]
+
+
+def test_a_missing_picture_is_rejected_and_a_missing_folder_of_pictures_is_refused(tmp_path):
+    pictures = LocalFolder(tmp_path / "pictures")
+    for make in (lambda: None, (tmp_path / "pictures").mkdir):
+        make()
+        with pytest.raises(Refusal, match=rf"picture folder {pictures}: not there, or empty"):
+            read_listed_picture(pictures, "sub/a.jpg")
+    (tmp_path / "pictures/b.jpg").touch()
+    with pytest.raises(PictureError, match="missing_file"):
+        read_listed_picture(pictures, "sub/a.jpg")
+
+
+def test_a_folder_that_may_not_be_listed_still_loses_pictures_one_by_one(folder, monkeypatch):
+    def forbidden(_):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(os, "scandir", forbidden)
+    with pytest.raises(PictureError, match="missing_file"):
+        read_listed_picture(folder, "a.jpg")
 
 
 def test_a_tree_that_another_run_removes_as_well_is_gone_without_an_error(folder, monkeypatch):
