@@ -11,12 +11,14 @@ import numpy as np
 from chipgen import boxes as box_math
 from chipgen.dataset import Annotations
 from chipgen.errors import Refusal
-from chipgen.pyramid import Level, in_range
+from chipgen.plan import ChipSettings, canvases_of, wanted
+from chipgen.pyramid import Level
 
 CELLS = (5, 15)  # that an object should span
 FINEST = 3.0  # the papers enlarge no further: interpolation adds no detail
-STEP = 2.2  # largest ratio of neighbouring factors; 15 / 5 less some overlap of the ranges
-SMALL, LARGE = 0.02, 0.98  # quantiles of box sizes that the pyramid must serve
+STEP = 2.2  # of neighbouring factors, at most; 15 / 5 less some overlap of the ranges
+SMALL, LARGE = 0.02, 0.98  # quantiles of box sizes that the rule is for; all others must fit
+ROUNDING = 0.99  # a factor times this is below it even when it is rounded to three digits
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,8 @@ class Suggestion:
 
 def suggest(annotations: Annotations, chip: int, stride: int) -> Suggestion:
     """Propose a training pyramid for chips of a size and a network of a stride."""
-    sizes = box_math.sizes(annotations.boxes[~annotations.crowd])
+    boxes = annotations.boxes[~annotations.crowd]
+    sizes = box_math.sizes(boxes)
     if not len(sizes):
         raise Refusal("suggest: the data set has no boxes to go by")
     longs = np.maximum(annotations.widths, annotations.heights)
@@ -38,24 +41,48 @@ def suggest(annotations: Annotations, chip: int, stride: int) -> Suggestion:
     smallest, largest = CELLS[0] * stride, min(CELLS[1] * stride, chip / 2)
     finest = float(np.clip(smallest / np.quantile(sizes, SMALL), 1e-3, FINEST))
     whole = chip / float(np.median(longs))  # the factor at which a picture fits one chip
-    # a coarser level than the largest objects need would see no object of its own
-    coarsest = max(whole, smallest / max(float(np.quantile(sizes, LARGE)), 1e-9))
-    count = 1 + max(0, int(np.ceil(np.log(finest / coarsest) / np.log(STEP))))
-    factors = finest * (min(coarsest, finest) / finest) ** (np.arange(count) / max(count - 1, 1))
+    # the factor at which the longest box fits; 2 px go to rounded canvases and whole positions
+    holding = ROUNDING * (chip - 2) / float((boxes[:, 2:] - boxes[:, :2]).max())
+    if whole > finest:  # pictures mostly fit a chip at any level
+        coarsest = min(finest, holding)
+    else:
+        # a coarser level than most large objects need would see no object of its own, but the
+        # few that are larger still, or long and thin, have to fit a chip as well
+        most = smallest / max(float(np.quantile(sizes, LARGE)), 1e-9)
+        coarsest = min(finest, max(whole, min(most, largest / float(sizes.max()), holding)))
+    count = 1 + int(np.ceil(np.log(finest / coarsest) / np.log(STEP)))
+    factors = coarsest * (finest / coarsest) ** (np.arange(count)[::-1] / max(count - 1, 1))
+    whole_chip = chip if coarsest == whole else None
+    levels = _levels(factors, smallest, largest, whole_chip)
+    used = _wanted(annotations, levels, chip).any(axis=0)
+    used[[0, -1]] = True
+    levels = _levels(factors[used], smallest, largest, whole_chip)
+    shares = _wanted(annotations, levels, chip).mean(axis=0)
+    quantiles = np.quantile(sizes, [0.1, 0.5, 0.9])
+    return Suggestion(levels, tuple(shares.tolist()), tuple(quantiles.tolist()))
+
+
+def _levels(
+    factors: np.ndarray, smallest: float, largest: float, long: int | None
+) -> tuple[Level, ...]:
+    """Give levels of falling factors their ranges; `long` spells the last one, if it is given."""
     highs = [*(largest / factors[:-1]), np.inf]
     lows = [0.0, *(smallest / factors[1:])]
     # a range begins where the finer one still counts, so that no size falls between two levels
     lows = [min(low, 0.8 * high) for low, high in zip(lows, [np.inf, *highs[:-1]], strict=True)]
-    fits_whole = coarsest == whole and count > 1
-    levels = tuple(
-        Level((_tidy(low), _tidy(high)), long=chip)
-        if fits_whole and i == count - 1
-        else Level((_tidy(low), _tidy(high)), factor=round(float(factor), 3))
-        for i, (factor, low, high) in enumerate(zip(factors, lows, highs, strict=True))
-    )
-    shares = in_range(levels, sizes).mean(axis=0)
-    quantiles = np.quantile(sizes, [0.1, 0.5, 0.9])
-    return Suggestion(levels, tuple(shares.tolist()), tuple(quantiles.tolist()))
+    ranges = [(_tidy(low), _tidy(high)) for low, high in zip(lows, highs, strict=True)]
+    levels = [
+        Level(span, factor=float(f"{factor:.3g}"))
+        for span, factor in zip(ranges, factors, strict=True)
+    ]
+    return (*levels[:-1], Level(ranges[-1], long=long) if long else levels[-1])
+
+
+def _wanted(annotations: Annotations, levels: tuple[Level, ...], chip: int) -> np.ndarray:
+    """Say which levels would cover which box that is no crowd, (N, L) bool."""
+    settings = ChipSettings(levels=levels, size=chip, stride=1)
+    wants = wanted(annotations, canvases_of(annotations, levels), settings)
+    return wants[~annotations.crowd]
 
 
 # What trains from nothing on a CPU; on a GPU the trainer's defaults serve, a pretrained ResNet-50.

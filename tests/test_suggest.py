@@ -1,0 +1,93 @@
+import numpy as np
+import pytest
+import reference
+
+from chipgen import run, stats
+from chipgen.plan import ChipSettings
+from chipgen.pyramid import in_range
+from chipgen.suggest import suggest
+
+
+def text_lines(rng):
+    """Lines far longer than a chip at the level that their area asks for."""
+    sides = np.stack([rng.uniform(500, 1500, 200), np.full(200, 25.0)], axis=1)
+    return placed(rng, np.full((200, 2), 1600), sides)
+
+
+def cars_and_a_few_ships(rng):
+    """Boxes of 40 px, and 1.5 % of 600 px: fewer than the quantiles look at."""
+    sides = np.full((1000, 2), 40.0)
+    sides[rng.choice(1000, 15, replace=False)] = 600
+    return placed(rng, np.full((1000, 2), 2000), sides)
+
+
+def signs_and_three_walls(rng):
+    sides = np.stack([rng.uniform(30, 50, 500)] * 2, axis=1)
+    sides[:3] = 700
+    return placed(rng, np.full((500, 2), 1000), sides)
+
+
+def one_large_picture_among_icons(rng):
+    pictures = np.full((50, 2), 100)
+    pictures[0] = 2000
+    sides = rng.uniform(10, 90, (50, 2))
+    sides[0] = 1900, 300
+    return placed(rng, pictures, sides)
+
+
+def placed(rng, pictures, sides):
+    """Put a box of each pair of sides anywhere into a picture of its own."""
+    corners = rng.random(sides.shape) * (pictures - sides)
+    boxes = np.concatenate([corners, corners + sides], axis=1).astype(np.float32)
+    return reference.make_annotations(pictures, list(boxes[:, None]), [False] * len(boxes))
+
+
+def drawn(seed):
+    """Draw pictures and boxes of any size and shape, alike or mixed, some elongated."""
+    rng = np.random.default_rng(seed)
+    low, high = np.sort(np.exp(rng.uniform(np.log(20), np.log(40000), 2)))
+    pictures = np.exp(rng.uniform(np.log(low), np.log(high), (60, 2))).astype(np.int64)
+    largest = np.minimum(np.exp(rng.uniform(np.log(4), np.log(40000))), pictures)
+    sides = np.exp(rng.uniform(np.log(3), np.log(largest)))
+    sides[rng.integers(60)] *= 0.999
+    full = rng.integers(60)
+    sides[full] = pictures[full] if rng.random() < 0.5 else sides[full]
+    return placed(rng, pictures, sides)
+
+
+CASES = [
+    text_lines,
+    cars_and_a_few_ships,
+    signs_and_three_walls,
+    one_large_picture_among_icons,
+]
+
+
+def check_that_it_serves_all(annotations, chip):
+    """See that each box is covered, and that each size counts somewhere."""
+    levels = suggest(annotations, chip, stride=16).levels
+    settings = ChipSettings(levels=levels, size=chip)
+    planned, chips = run.make(annotations, settings)
+    figures = stats.of_plan(planned, settings, {"positive": chips})
+    assert planned.rejects.num_rows == 0
+    assert figures["uncovered"] == 0
+    assert in_range(levels, np.geomspace(0.1, 1e5, 500)).any(axis=1).all()
+    ranges = [level.range for level in levels]
+    assert ranges == sorted(ranges)  # from fine to coarse
+    assert [high for _, high in ranges] == sorted(high for _, high in ranges)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
+@pytest.mark.parametrize("chip", [256, 512])
+def test_what_is_proposed_holds_every_box(case, chip):
+    check_that_it_serves_all(case(np.random.default_rng(0)), chip)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_what_is_proposed_holds_every_box_of_random_sets(seed):
+    check_that_it_serves_all(drawn(seed), chip=512)
+
+
+def test_no_level_is_proposed_that_no_box_needs():
+    levels = suggest(cars_and_a_few_ships(np.random.default_rng(0)), chip=512, stride=16).levels
+    assert [level.factor for level in levels] == [2.0, 0.4]
