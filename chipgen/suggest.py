@@ -39,11 +39,12 @@ def suggest(annotations: Annotations, chip: int, stride: int) -> Suggestion:
     longs = np.maximum(annotations.widths, annotations.heights)
     # a chip has to hold the objects with some context, so half of it is the limit for one
     smallest, largest = CELLS[0] * stride, min(CELLS[1] * stride, chip / 2)
-    finest = float(np.clip(smallest / np.quantile(sizes, SMALL), 1e-3, FINEST))
     whole = chip / float(np.median(longs))  # the factor at which a picture fits one chip
+    # shrunk further than that, pictures would leave chips empty
+    finest = float(np.clip(smallest / np.quantile(sizes, SMALL), min(whole, FINEST), FINEST))
     # the factor at which the longest box fits; 2 px go to rounded canvases and whole positions
     holding = ROUNDING * (chip - 2) / float((boxes[:, 2:] - boxes[:, :2]).max())
-    if whole > finest:  # pictures mostly fit a chip at any level
+    if whole > finest:  # most pictures fit a chip at any level
         coarsest = min(finest, holding)
     else:
         # a coarser level than most large objects need would see no object of its own, but the

@@ -4,8 +4,8 @@ import reference
 
 from chipgen import run, stats
 from chipgen.plan import ChipSettings
-from chipgen.pyramid import in_range
-from chipgen.suggest import suggest
+from chipgen.pyramid import Level, canvas_sizes, in_range
+from chipgen.suggest import FINEST, suggest
 
 
 def text_lines(rng):
@@ -91,3 +91,21 @@ def test_what_is_proposed_holds_every_box_of_random_sets(seed):
 def test_no_level_is_proposed_that_no_box_needs():
     levels = suggest(cars_and_a_few_ships(np.random.default_rng(0)), chip=512, stride=16).levels
     assert [level.factor for level in levels] == [2.0, 0.4]
+
+
+@pytest.mark.parametrize(
+    ("picture", "side"),
+    [((500, 375), 300), ((640, 480), 300), ((512, 512), 512)],
+)
+def test_pictures_of_large_objects_are_shrunk_no_further_than_to_a_chip(picture, side):
+    pictures, sides = np.full((20, 2), picture), np.full((20, 2), float(side))
+    levels = suggest(placed(np.random.default_rng(0), pictures, sides), chip=512, stride=16).levels
+    assert levels[-1] == Level((levels[-1].range[0], np.inf), long=512)
+    assert (canvas_sizes(levels, *pictures[:1].T).max(axis=2) >= 512).all()
+
+
+def test_small_pictures_are_enlarged_no_further_than_others():
+    sides = np.full((20, 2), 25.0)
+    annotations = placed(np.random.default_rng(0), np.full((20, 2), 32), sides)
+    levels = suggest(annotations, chip=512, stride=16).levels
+    assert levels == (Level((0.0, np.inf), factor=FINEST),)
