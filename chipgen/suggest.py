@@ -16,7 +16,8 @@ from chipgen.pyramid import Level
 
 CELLS = (5, 15)  # that an object should span
 FINEST = 3.0  # the papers enlarge no further: interpolation adds no detail
-STEP = 2.2  # of neighbouring factors, at most; 15 / 5 less some overlap of the ranges
+STEP = 2.2  # largest ratio of neighbouring factors; 15 / 5 less some overlap of the ranges
+NEAR = 1.1  # by which a ratio may be larger: no level is added for less
 SMALL, LARGE = 0.02, 0.98  # quantiles of box sizes that the rule is for; all others must fit
 ROUNDING = 0.99  # a factor times this is below it even when it is rounded to three digits
 
@@ -50,9 +51,11 @@ def suggest(annotations: Annotations, chip: int, stride: int) -> Suggestion:
         # a coarser level than most large objects need would see no object of its own, but the
         # few that are larger still, or long and thin, have to fit a chip as well
         most = smallest / max(float(np.quantile(sizes, LARGE)), 1e-9)
-        coarsest = min(finest, max(whole, min(most, largest / float(sizes.max()), holding)))
-    count = 1 + int(np.ceil(np.log(finest / coarsest) / np.log(STEP)))
-    factors = coarsest * (finest / coarsest) ** (np.arange(count)[::-1] / max(count - 1, 1))
+        coarsest = min(finest, most, largest / float(sizes.max()), holding)
+        coarsest = whole if coarsest < NEAR * whole else coarsest
+    ratio = finest / coarsest
+    count = 1 + max(0, int(np.ceil(np.log(ratio / NEAR) / np.log(STEP))))
+    factors = coarsest * ratio ** (np.arange(count)[::-1] / max(count - 1, 1))
     whole_chip = chip if coarsest == whole else None
     levels = _levels(factors, smallest, largest, whole_chip)
     used = _wanted(annotations, levels, chip).any(axis=0)

@@ -42,6 +42,10 @@ def placed(rng, pictures, sides):
     return reference.make_annotations(pictures, list(boxes[:, None]), [False] * len(boxes))
 
 
+def longs_of(annotations):
+    return np.maximum(annotations.widths, annotations.heights)
+
+
 def drawn(seed):
     """Draw pictures and boxes of any size and shape, alike or mixed, some elongated."""
     rng = np.random.default_rng(seed)
@@ -71,10 +75,9 @@ def check_that_it_serves_all(annotations, chip):
     figures = stats.of_plan(planned, settings, {"positive": chips})
     assert planned.rejects.num_rows == 0
     assert figures["uncovered"] == 0
+    canvases = canvas_sizes(levels, *np.array([[np.median(longs_of(annotations))]] * 2))[0, :, 0]
+    assert (canvases[:-1] >= 1.09 * canvases[1:]).all()  # from fine to coarse, none twice
     assert in_range(levels, np.geomspace(0.1, 1e5, 500)).any(axis=1).all()
-    ranges = [level.range for level in levels]
-    assert ranges == sorted(ranges)  # from fine to coarse
-    assert [high for _, high in ranges] == sorted(high for _, high in ranges)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
@@ -109,3 +112,11 @@ def test_small_pictures_are_enlarged_no_further_than_others():
     annotations = placed(np.random.default_rng(0), np.full((20, 2), 32), sides)
     levels = suggest(annotations, chip=512, stride=16).levels
     assert levels == (Level((0.0, np.inf), factor=FINEST),)
+
+
+@pytest.mark.parametrize("side", [60.0, 79.0, 80.0, 80.1, 97.3])
+def test_boxes_of_one_size_need_one_level(side):
+    annotations = placed(np.random.default_rng(0), np.full((50, 2), 1600), np.full((50, 2), side))
+    (level,) = suggest(annotations, chip=512, stride=16).levels
+    assert level.factor == pytest.approx(80 / side, rel=0.01)
+    assert level.range == (0.0, np.inf)
