@@ -30,8 +30,9 @@ def draw_plan(
     chips: dict[str, pa.Table],
 ) -> Image.Image:
     """Draw one picture (as a data set of one) with its boxes and chips, a panel a level."""
-    scale = PANEL / max(pixels.shape)
-    size = (max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale)))
+    whole = np.array([pixels.shape[1], pixels.shape[0]])
+    size = tuple(np.maximum(np.round(whole * PANEL / whole.max()).astype(int), 1).tolist())
+    scale = size / whole  # panel px per picture px, along x and y
     small = Image.fromarray(codec.unpack(pixels)).resize(size)
     wants = wanted(picture, canvases_of(picture, settings.levels), settings)
     sheet = Image.new("RGB", (size[0] * len(settings.levels), size[1] + CAPTION))
@@ -41,15 +42,16 @@ def draw_plan(
         counts = {}
         for box, crowd, want in zip(picture.boxes, picture.crowd, wants[:, number], strict=True):
             color = CROWD if crowd else VALID if want else INVALID
-            draw.rectangle((box * scale).tolist(), outline=color)
+            draw.rectangle((box * np.tile(scale, 2)).tolist(), outline=color)
         for kind, table in chips.items():
             rows = [row for row in table.to_pylist() if row["level"] == number]
             counts[kind] = len(rows)
             for row in rows:
-                factor = row["canvas_width"] / pixels.shape[1] / scale
-                corners = (row["x"], row["y"], row["x"] + row["width"], row["y"] + row["height"])
-                window = [edge / factor for edge in corners]
-                draw.rectangle([*window[:2], *(np.array(window[2:]) - 1)], outline=OUTLINES[kind])
+                shrunk = np.array(size) / (row["canvas_width"], row["canvas_height"])
+                first = np.array([row["x"], row["y"]]) * shrunk
+                end = first + np.array([row["width"], row["height"]]) * shrunk
+                last = np.maximum(end - 1, first)  # a window may be thinner than a pixel here
+                draw.rectangle([*first, *last], outline=OUTLINES[kind])
         sheet.paste(panel, (number * size[0], CAPTION))
         low, high = level.range
         tally = ", ".join(f"{count} {kind}" for kind, count in counts.items())
