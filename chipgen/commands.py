@@ -257,9 +257,9 @@ def suggest(args: argparse.Namespace) -> int:
     text = suggesting.fragment(suggestion, args.size, args.network)
     print(text, end="")
     if args.out:
-        if Path(args.out).exists():
-            raise Refusal(f"{args.out}: exists already; choose another name or delete it")
         folder, name = _locate(args.out)
+        if folder.exists(name):
+            raise Refusal(f"{args.out}: exists already; choose another name or delete it")
         folder.write(name, text.encode())
     if args.json:
         _write_json(

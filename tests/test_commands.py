@@ -106,8 +106,18 @@ def test_suggest_writes_a_recipe_that_plans_the_data_set(tmp_path, data, capsys)
         assert load_recipe(name).model.backbone == network
         levels = load(name, {"infer": InferSettings})["infer"].levels
         assert levels[::-1] == load(name, {"chips": ChipSettings})["chips"].levels
-    assert main(["suggest", "--data", str(data), "--out", out]) == 1
-    assert "exists already" in capsys.readouterr().err
+
+
+def test_suggest_overwrites_neither_a_file_nor_a_url(tmp_path, data, capsys):
+    recipe = tmp_path / "own.toml"
+    recipe.write_text("# mine\n")
+    for out in (str(recipe), recipe.as_uri()):
+        assert main(["suggest", "--data", str(data), "--out", out]) == 1
+        assert "exists already" in capsys.readouterr().err
+        assert recipe.read_text() == "# mine\n"
+    other = tmp_path / "other.toml"
+    assert main(["suggest", "--data", str(data), "--out", other.as_uri()]) == 0
+    assert "[chips]" in other.read_text()
 
 
 def test_a_changed_recipe_or_data_set_plans_again(tmp_path, data, capsys):
