@@ -12,7 +12,9 @@ SPLIT ?= train
 SPLIT_EVAL ?= val
 WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
 ifdef DATA
-RUN ?= runs/$(notdir $(patsubst %/,%,$(DATA)))
+unslashed = $(if $(filter %/,$(1)),$(call unslashed,$(patsubst %/,%,$(1))),$(1))
+DATA_NAME = $(filter-out . ..,$(notdir $(call unslashed,$(DATA))))
+RUN ?= runs/$(or $(DATA_NAME),$(error DATA=$(DATA) has no name for the run folder; name one with RUN=))
 RECIPE ?= $(RUN)/recipe.toml
 SOURCE := $(DATA)
 PREPARE := own-recipe
