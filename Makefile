@@ -53,10 +53,10 @@ scenes: env  ## draw the embedded data set into data/
 
 own-recipe: env
 	@[ "$(RECIPE)" != "$(RUN)/recipe.toml" ] || [ -e "$(RECIPE)" ] || \
-	  $(PY) -m chipgen suggest --data "$(DATA)" --split $(SPLIT) --network $(NETWORK) --out "$(RECIPE)"
+	  $(PY) -m chipgen suggest --data "$(DATA)" --split "$(SPLIT)" --network $(NETWORK) --out "$(RECIPE)"
 
 chips: env $(PREPARE)  ## cut chips of DATA= (default: the embedded scenes) by RECIPE=
-	@$(PY) -m chipgen plan "$(RUN)" --data "$(SOURCE)" --split $(SPLIT) --recipe "$(RECIPE)"
+	@$(PY) -m chipgen plan "$(RUN)" --data "$(SOURCE)" --split "$(SPLIT)" --recipe "$(RECIPE)"
 	@$(PY) -m chipgen write "$(RUN)" --kind positive --workers $(WORKERS)
 	@$(PY) -m infer proposals "$(RUN)" --recipe "$(RECIPE)" --check; code=$$?; \
 	if [ $$code = 3 ]; then \
@@ -71,7 +71,7 @@ train: chips  ## train a detector on the chips by RECIPE=; a second call goes on
 	@$(PY) $(TRAIN) "$(RUN)" --recipe "$(RECIPE)" --resume $(if $(SMOKE),--set train.epochs=1)
 
 eval: train  ## the main job: AutoFocus, the full pyramid and each level alone on SPLIT_EVAL=val
-	@$(PY) -m infer eval "$(RUN)" --data "$(SOURCE)" --split $(SPLIT_EVAL) --recipe "$(RECIPE)"
+	@$(PY) -m infer eval "$(RUN)" --data "$(SOURCE)" --split "$(SPLIT_EVAL)" --recipe "$(RECIPE)"
 
 # The kernels run once more with their indices checked, compiled into a cache of their own.
 test: env lint  ## run the tests
@@ -82,7 +82,7 @@ test-cluster: env  ## run the whole pipeline on a small Slurm of its own on this
 	@$(PY) -m pytest -m cluster tests/test_cluster.py
 
 cluster: env $(PREPARE)  ## submit chips, training and evaluation to Slurm; CLUSTER= options of submit
-	@scripts/slurm/submit "$(RUN)" --data "$(SOURCE)" --split $(SPLIT) --split-eval $(SPLIT_EVAL) \
+	@scripts/slurm/submit "$(RUN)" --data "$(SOURCE)" --split "$(SPLIT)" --split-eval "$(SPLIT_EVAL)" \
 	  --recipe "$(RECIPE)" $(CLUSTER)
 
 lint: env
@@ -93,7 +93,7 @@ ifndef PICTURES
 	@$(PY) scripts/make_scenes.py data/scenes-bench --size full --workers $(WORKERS) \
 	  --pictures-train 160 --pictures-val 1
 endif
-	@$(PY) scripts/bench_chips.py --data "$(or $(PICTURES),data/scenes-bench)" --split $(SPLIT) \
+	@$(PY) scripts/bench_chips.py --data "$(or $(PICTURES),data/scenes-bench)" --split "$(SPLIT)" \
 	  --out runs/bench/chips.json
 
 bench-train: env  ## measure the trainer: loader, step, and epochs against other strategies
@@ -103,7 +103,7 @@ bench-train: env  ## measure the trainer: loader, step, and epochs against other
 
 bench-infer: train  ## measure inference with the trained detector, and its limits
 	@$(PY) scripts/bench_infer.py "$(RUN)" --recipe "$(RECIPE)" --data "$(SOURCE)" \
-	  --split $(SPLIT_EVAL) --out runs/bench/infer.json
+	  --split "$(SPLIT_EVAL)" --out runs/bench/infer.json
 
 scale: env  ## how it scales: a table on paper; PICTURES=10000000 tries plan and order on made-up ones
 	@$(PY) scripts/scale.py --out runs/scale.json $(if $(PICTURES),--simulate $(PICTURES))

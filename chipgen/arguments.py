@@ -54,6 +54,14 @@ def positive(text: str) -> int:
     return value
 
 
+def split_names(text: str) -> list[str]:
+    """Read the names of splits, with commas between."""
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise Refusal(f"--split {text!r}: names no split; write them with commas between")
+    return names
+
+
 def part(text: str) -> tuple[int, int]:
     """Read I/N, a part of the work."""
     number, _, parts = text.partition("/")

@@ -18,6 +18,7 @@ from chipgen import run as run_folder
 from chipgen import show as drawing
 from chipgen import stats as figures
 from chipgen import suggest as suggesting
+from chipgen.arguments import split_names
 from chipgen.errors import PictureError, Refusal
 from chipgen.progress import progress
 from chipgen.recipe import digest
@@ -39,7 +40,7 @@ def plan(args: argparse.Namespace) -> int:
         _report(args, figures.of_plan(planned.annotations, recipe.chips, planned.chips))
         return 0
     run = open_folder(args.run)
-    splits = _splits(args)
+    splits = split_names(args.split)
     version = f"{run_folder.FORMAT} {digest(recipe.chips)}"
     state = f"{version} {dataset.fingerprint(args.data, splits)}"
     inputs = hashlib.sha256(state.encode()).hexdigest()
@@ -252,7 +253,7 @@ def show(args: argparse.Namespace) -> int:
 
 def suggest(args: argparse.Namespace) -> int:
     """Propose levels and valid ranges for a data set."""
-    annotations = dataset.read(args.data, _splits(args))
+    annotations = dataset.read(args.data, split_names(args.split))
     suggestion = suggesting.suggest(annotations, args.size, args.stride)
     text = suggesting.fragment(suggestion, args.size, args.network)
     print(text, end="")
@@ -300,7 +301,7 @@ def _plan_of_run_or_data(args: argparse.Namespace) -> Plan:
 
 def _plan_of_data(args: argparse.Namespace, recipe: Recipe) -> Plan:
     log.info("reading %s (%s)", args.data, args.split)
-    annotations = dataset.read(args.data, _splits(args))
+    annotations = dataset.read(args.data, split_names(args.split))
     list(_usable(args.data, [annotations]))
     log.info("planning %d pictures", len(annotations.picture_ids))
     annotations, chips = run_folder.make(annotations, recipe.chips)
@@ -348,10 +349,6 @@ def _recipe_of_run(args: argparse.Namespace, record: PlanRecord) -> Recipe:
     if recipe.chips != planned.chips:
         raise Refusal(f"{args.run}: planned with other [chips] than {args.recipe}; plan again")
     return recipe
-
-
-def _splits(args: argparse.Namespace) -> list[str]:
-    return [name.strip() for name in args.split.split(",") if name.strip()]
 
 
 def _sets(run: Folder) -> list[Folder]:

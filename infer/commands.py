@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from chipgen import dataset
+from chipgen.arguments import split_names
 from chipgen.errors import Refusal
 from chipgen.pipeline import commit
 from chipgen.progress import progress
@@ -247,7 +248,7 @@ def _draw(folder: Path, file: str, result: Result, detector: Detector, min_score
 
 def evaluate(args: argparse.Namespace) -> int:
     """Measure a detector on an annotated data set."""
-    splits = args.split.split(",")
+    splits = split_names(args.split)
     modes = [mode_of(mode) for mode in args.modes or ()]
     if args.follow:
         test = measure.open_test(args.data, splits, args.pictures)
@@ -290,7 +291,7 @@ def evaluate(args: argparse.Namespace) -> int:
 def inputs_of(args: argparse.Namespace, *state: Any) -> str:
     """Hash what figures come from: a state, and the pictures that the arguments name."""
     text = " ".join(map(str, [*state, args.pictures]))
-    text += dataset.fingerprint(args.data, args.split.split(","))
+    text += dataset.fingerprint(args.data, split_names(args.split))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -330,7 +331,7 @@ def tune(args: argparse.Namespace) -> int:
 
 def open_for(detector: Detector, args: argparse.Namespace) -> measure.Test:
     """Read the data set that the arguments name; its classes must be the detector's."""
-    test = measure.open_test(args.data, args.split.split(","), args.pictures)
+    test = measure.open_test(args.data, split_names(args.split), args.pictures)
     measure.require_classes(detector, test, args.data)
     return test
 

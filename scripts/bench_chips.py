@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from chipgen import codec, cut, dataset, pipeline, pool, run, shards
+from chipgen.arguments import split_names
 from chipgen.plan import plan
 from chipgen.storage import open_folder
 
@@ -41,7 +42,7 @@ def main() -> None:
     parser.add_argument("--split", default="train", help="splits to take pictures from")
     parser.add_argument("--out", type=Path, required=True, help="json file to write")
     args = parser.parse_args()
-    annotations = dataset.read(args.data, args.split.split(","))
+    annotations = dataset.read(args.data, split_names(args.split))
     figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(dir=".") as scratch:
         for part in (

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from chipgen.arguments import add_overrides
+from chipgen.arguments import add_overrides, split_names
 from chipgen.errors import Refusal
 from infer import Detector, measure
 from infer.cascade import AUTOFOCUS, PYRAMID, Machine
@@ -58,7 +58,7 @@ def main() -> None:
     args = parser.parse_args()
     try:
         detector = load_detector(args)
-        test = measure.open_test(args.data, args.split.split(","), args.pictures)
+        test = measure.open_test(args.data, split_names(args.split), args.pictures)
     except Refusal as refusal:
         raise SystemExit(f"bench_infer: {refusal}") from refusal
     figures = bench(detector, list(sources_of(test.annotations)))

@@ -24,6 +24,7 @@ import torchvision
 import webdataset
 
 from chipgen import dataset, pipeline, pool, run, shards
+from chipgen.arguments import split_names
 from chipgen.storage import LocalFolder, open_folder
 from chipgen.tables import read_table
 from train import loop, settings
@@ -48,7 +49,7 @@ def main() -> None:
     parser.add_argument("--split", default="train", help="splits to take pictures from")
     parser.add_argument("--out", type=Path, required=True, help="json file to write")
     args = parser.parse_args()
-    annotations = dataset.read(args.data, args.split.split(","))
+    annotations = dataset.read(args.data, split_names(args.split))
     figures: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(dir=".") as scratch, joined() as processes:
         on_gpu = processes.device.type == "cuda"

@@ -155,6 +155,7 @@ def test_a_changed_recipe_or_data_set_plans_again(tmp_path, data, capsys):
         (["stats", "RUN"], "no plan in it"),
         (["show", "RUN", "--data", "DATA"], "either a run folder or --data"),
         (["suggest", "--data", "DATA", "--split", "nix"], "no split"),
+        (["suggest", "--data", "DATA", "--split", " ,"], "names no split"),
     ],
 )
 def test_bad_input_gives_one_clear_line_and_a_non_zero_exit(

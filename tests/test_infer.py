@@ -368,6 +368,15 @@ def test_eval_compares_modes_and_is_not_repeated(run, annotated, capsys, caplog)
     assert capsys.readouterr().out == table
 
 
+def test_eval_reads_splits_with_a_space_between(run, tmp_path):
+    data = made_up.coco(tmp_path / "data", 2, split="val")
+    made_up.coco(data, 3, split="test", first_id=11)
+    out = tmp_path / "eval.json"
+    spaced = "--split", "val, test", "--mode", "0", "--out", out
+    assert evaluated(run, data, *spaced) == 0
+    assert json.loads(out.read_text())["split"] == ["val", "test"]
+
+
 def test_eval_by_parts_gives_the_figures_of_one_machine(run, tmp_path, monkeypatch, capsys, caplog):
     data = made_up.coco(tmp_path / "data", 7, split="val")
     (data / "val" / "000002.jpg").write_bytes(b"\xff\xd8 broken")

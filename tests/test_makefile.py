@@ -43,3 +43,13 @@ def test_data_without_a_name_needs_one_for_the_run_folder(data, target):
     assert f"DATA={data} has no name for the run folder; name one with RUN=" in line
     assert tried(target, f"DATA={data}", "RUN=runs/mine").returncode == 0
     assert tried("help", f"DATA={data}").returncode == 0
+
+
+@pytest.mark.parametrize("target", ["eval", "cluster", "bench-chips", "bench-infer"])
+def test_splits_with_a_space_between_are_one_argument(target):
+    done = tried(target, "DATA=/data", "PICTURES=/data", "SPLIT=one, two", "SPLIT_EVAL=three, four")
+    assert done.returncode == 0
+    given = [line for line in done.stdout.splitlines() if "--split" in line]
+    assert given
+    for line in given:
+        assert line.count("--split") == line.count('"one, two"') + line.count('"three, four"')
