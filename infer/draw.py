@@ -10,6 +10,7 @@ from infer.detector import Result
 CHIP = ((255, 255, 255), (255, 220, 0), (0, 255, 255), (255, 0, 255))  # by level
 FOCUS = (255, 60, 0)  # of FocusPixels
 SIDE = 1600  # px of the longer side of a drawing, at most
+ENLARGED = 4  # times at most, so that what is written at small objects can be read
 LINE = 2
 
 
@@ -17,9 +18,7 @@ def draw_result(
     pixels: np.ndarray, result: Result, classes: tuple[str, ...], min_score: float
 ) -> Image.Image:
     """Draw detections and FocusChips on a picture (H, W, 3) uint8."""
-    scale = min(1.0, SIDE / max(pixels.shape[:2]))
-    size = max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale))
-    image = Image.fromarray(pixels).resize(size)
+    image, scale = _resized(pixels)
     draw = ImageDraw.Draw(image)
     for level, chips in result.chips.items():
         if level:  # the coarsest is the whole picture
@@ -38,18 +37,24 @@ def draw_result(
 
 def draw_focus(pixels: np.ndarray, focus: np.ndarray) -> Image.Image:
     """Lay a map of focus (rows, columns) over a picture; what was not looked at is dark."""
-    scale = min(1.0, SIDE / max(pixels.shape[:2]))
-    size = max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale))
-    image = Image.fromarray(pixels).resize(size)
+    image, _ = _resized(pixels)
     veil = Image.fromarray((focus.clip(0, 1) * 200).astype(np.uint8)).resize(
-        size, Image.Resampling.NEAREST
+        image.size, Image.Resampling.NEAREST
     )
-    image.paste(Image.new("RGB", size, FOCUS), (0, 0), veil)
+    image.paste(Image.new("RGB", image.size, FOCUS), (0, 0), veil)
     unseen = Image.fromarray(((focus < 0) * 160).astype(np.uint8)).resize(
-        size, Image.Resampling.NEAREST
+        image.size, Image.Resampling.NEAREST
     )
-    image.paste(Image.new("RGB", size), (0, 0), unseen)
+    image.paste(Image.new("RGB", image.size), (0, 0), unseen)
     return image
+
+
+def _resized(pixels: np.ndarray) -> tuple[Image.Image, float]:
+    """Give a picture at the size of its drawing, and how many times as large that is."""
+    longer = max(pixels.shape[:2])
+    scale = SIDE / longer if longer > SIDE else min(SIDE // longer, ENLARGED)
+    size = max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale))
+    return Image.fromarray(pixels).resize(size), scale
 
 
 def _rectangle(draw: ImageDraw.ImageDraw, box: np.ndarray, color: tuple, width: int) -> None:

@@ -19,6 +19,7 @@ from chipgen.storage import LocalFolder
 from infer import Detector, measure, parts
 from infer.__main__ import main
 from infer.commands import LINES, checked, drawing_of, read_checked
+from infer.draw import draw_focus
 from infer.pictures import Source, decoded
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -314,8 +315,18 @@ def test_pictures_are_drawn_where_asked(run, photos, tmp_path):
     drawn = sorted(p.name for p in (tmp_path / "drawn").iterdir())
     assert len(drawn) == 6
     with Image.open(tmp_path / "drawn" / drawn[0]) as image:
-        assert image.size in (WIDE, TALL)
+        assert image.size in [tuple(4 * side for side in size) for size in (WIDE, TALL)]
         assert np.array(image).std() > 0
+
+
+@pytest.mark.parametrize(
+    ("size", "drawn"),
+    [((320, 240), (1280, 960)), ((700, 90), (1400, 180)), ((3, 5), (12, 20)),
+     ((1601, 7), (1600, 7)), ((4000, 3000), (1600, 1200))],
+)  # fmt: skip
+def test_drawings_are_large_enough_to_read_and_no_larger(size, drawn):
+    pixels = np.zeros((size[1], size[0], 3), np.uint8)
+    assert draw_focus(pixels, np.zeros((2, 3), np.float32)).size == drawn
 
 
 def test_drawings_of_pictures_from_any_place_are_seen(run, photos, tmp_path, monkeypatch):
