@@ -3,9 +3,12 @@ import json
 import logging
 import os
 import pickle
+import subprocess
+import sys
 
 import pytest
 import torch
+import training
 
 from chipgen.storage import LocalFolder
 from train import checkpoint
@@ -170,6 +173,52 @@ def test_where_all_are_damaged_nothing_is_loaded_and_each_is_named(folder, caplo
     assert checkpoint.load_last(folder) is None
     places = [caplog.text.index(f"step-{step:08d}.pt is passed over") for step in (3, 2, 1)]
     assert places == sorted(places)
+
+
+SHARED = """
+import errno, os, sys, torch
+from chipgen.errors import Refusal
+from chipgen.storage import LocalFolder
+from train import checkpoint
+from train.processes import joined
+read = LocalFolder.read
+
+def stale(self, name):
+    if name in sys.argv[2:] and os.environ["RANK"] == "1":
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), name)
+    return read(self, name)
+
+LocalFolder.read = stale
+with joined() as processes:
+    try:
+        state = checkpoint.load_same(LocalFolder(sys.argv[1]), processes)
+        told = f"loads step {state['step'] if state else None}"
+    except Refusal as refusal:
+        told = str(refusal)
+    sys.stdout.write(f"process {processes.rank}: {told}\\n")
+"""
+
+
+def loaded_by_two(folder: LocalFolder, script, *stale: str) -> list[str]:
+    """Let two processes load the last checkpoint; the second can't read some files."""
+    script.write_text(SHARED)
+    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*line, str(script), str(folder), *stale], capture_output=True, text=True, check=True,
+        env=training.environment(),
+    )  # fmt: skip
+    return sorted(done.stdout.splitlines())
+
+
+def test_all_processes_load_the_same_checkpoint_or_none_does(folder, tmp_path):
+    script = tmp_path / "load.py"
+    assert loaded_by_two(folder, script) == [f"process {n}: loads step None" for n in (0, 1)]
+    saved(folder, 1, 2)
+    assert loaded_by_two(folder, script) == [f"process {n}: loads step 2" for n in (0, 1)]
+    told = loaded_by_two(folder, script, path(folder, 2, "pt").name)
+    assert all(f"checkpoint {folder}/step-00000002.pt: " in line for line in told)
+    assert "process 1 on " in told[1]
+    assert "Stale file handle" in told[1]
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
                 if refusal:
                     raise refusal
                 return 1
-            state = checkpoint.load_last(folder.sub("checkpoints"))
+            state = checkpoint.load_same(folder.sub("checkpoints"), processes)
             if not _is_to_train(state, about, recipe.train.length, folder, args.resume):
                 if processes.rank == 0:
                     log.info("up to date: %s, step %d", folder, state["step"])

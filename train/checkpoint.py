@@ -8,13 +8,16 @@ and chip.
 import hashlib
 import io
 import logging
+import os
 import re
 from typing import Any
 
 import msgspec
 import torch
 
+from chipgen.errors import Refusal
 from chipgen.storage import Folder
+from train.processes import Processes
 
 log = logging.getLogger("train")
 NAME = re.compile(r"step-(\d{8})\.json")
@@ -56,6 +59,30 @@ def load_last(folder: Folder) -> dict[str, Any] | None:
         except (OSError, ValueError) as error:
             log.warning("checkpoint %s/%s is passed over: %s", folder, file_of(step), error)
     return None
+
+
+def load_same(folder: Folder, processes: Processes) -> dict[str, Any] | None:
+    """Read on all processes the checkpoint that the first one takes for the newest whole one.
+
+    A file system may show one node less than another, and each would choose its own.
+    """
+    state = load_last(folder) if processes.rank == 0 else None
+    step = processes.first(state["step"] if state else -1)
+    refusal = None
+    if processes.rank and step >= 0:
+        try:
+            state = load(folder, step)
+        except (OSError, ValueError) as error:
+            refusal = Refusal(
+                f"checkpoint {folder}/{file_of(step)}: process {processes.rank} on "
+                f"{os.uname().nodename} can't read what the first process has read: {error}; look "
+                f"at the file system there, and run the same command again"
+            )
+    if processes.any(refusal is not None):
+        raise refusal or Refusal(
+            f"checkpoint {folder}/{file_of(step)}: not every process can read it"
+        )
+    return state
 
 
 def load(folder: Folder, step: int) -> dict[str, Any]:

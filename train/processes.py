@@ -35,6 +35,13 @@ class Processes:
         """Say whether any process says so; all wait for each other."""
         return bool(self.sum(torch.tensor(float(flag), device=self.device)).item())
 
+    def first(self, number: int) -> int:
+        """Give all processes the number that the first one has."""
+        told = torch.tensor(number, device=self.device)
+        if self.world > 1:
+            dist.broadcast(told, 0)
+        return int(told.item())
+
 
 def device_name(device: torch.device) -> str:
     """Name what computes."""
