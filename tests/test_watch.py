@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -18,7 +19,7 @@ PATIENCE = 4  # s
 BOUND = 60  # s
 DISTURBED = """
 import os, signal, sys, time
-from train import loop, stream
+from train import checkpoint, stream
 from train.__main__ import main
 
 def at(number, disturbance, function):
@@ -40,6 +41,11 @@ def die():
 def hang():
     time.sleep(1e6)
 
+def stop():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+if sys.argv[1] == "stop":  # and the first process dies while it saves what was reached
+    checkpoint.save = lambda folder, state, keep: state["step"] > 3 and die()
 stream.ChipReader._load = at(3, globals()[sys.argv[1]], stream.ChipReader._load)
 sys.exit(main(sys.argv[2:]))
 """
@@ -51,11 +57,11 @@ def material(tmp_path_factory):
     return training.shards(folder), training.recipe(folder)
 
 
-def ended(material, folder, disturbance, processes, workers=0):
+def ended(material, folder, disturbance, processes, workers=0, patience=PATIENCE):
     """Train with the last process disturbed in its fourth batch: processes and what they said."""
     shutil.copytree(material[0] / "shards", folder / "shards")
     arguments = [str(folder), "--recipe", str(material[1])]
-    arguments += [f"--set=train.workers={workers}", f"--set=train.patience={PATIENCE}"]
+    arguments += [f"--set=train.workers={workers}", f"--set=train.patience={patience}"]
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
@@ -100,6 +106,14 @@ def test_the_process_that_the_others_lose_is_named(material, tmp_path, disturban
         assert "got nowhere" in said[1]
         assert "waiting for its loader" in said[1]
     assert training.log(tmp_path)[-1]["step"] == 3  # all that was done before
+
+
+def test_nobody_leaves_at_a_stop_while_the_checkpoint_is_being_written(material, tmp_path):
+    """A scheduler kills what is left of a run when its first process ends with such a code."""
+    children, said = ended(material, tmp_path, "stop", 2, patience=30)
+    assert children[0].returncode == -signal.SIGKILL, said
+    assert children[1].returncode == 1, said
+    assert "is gone" in said[1] or "is dead" in said[1]
 
 
 def test_a_process_alone_ends_when_its_loader_hangs(material, tmp_path):

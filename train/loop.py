@@ -32,7 +32,7 @@ from train.schedule import rate
 from train.settings import FREE, Recipe, TrainSettings
 from train.stream import ChipReader, Loaded, Stream
 from train.warp import Targets
-from train.watch import COMPUTING, LOADING, Watch
+from train.watch import COMPUTING, LOADING, SAVING, WAITING, Watch
 
 log = logging.getLogger("train")
 
@@ -93,7 +93,7 @@ def train(
         contextlib.closing(iter(stream)) as loaded,
         opened_journal(folder, step, order, place, settings, processes) as journal,
     ):
-        batches = Taker(loaded)
+        batches, ended = Taker(loaded), FINISHED
         watch.at(step, LOADING)
         while taken := batches.take(feedback.parts(step)):
             watch.at(step, COMPUTING)
@@ -143,13 +143,17 @@ def train(
                         }
                     )
             if told.stop:
-                save()
-                return STOPPED
+                ended = STOPPED
+                break
             if step % settings.checkpoint_every == 0:
+                watch.at(step, SAVING)
                 save()
             watch.at(step, LOADING)
-        save(done=True)
-    return FINISHED
+        watch.at(step, SAVING)
+        save(done=ended == FINISHED)
+        watch.at(step, WAITING)
+        processes.any(False)  # all leave together: srun kills who is left when one ends with 75
+    return ended
 
 
 def build(recipe: Recipe, classes: int, processes: Processes) -> tuple[Detector, nn.Module]:

@@ -23,7 +23,9 @@ BEAT = 5.0  # s between two signs of life, at most
 BEATS = 8  # signs of life in the time of the patience, at least
 LOOK = 3  # signs of life between two looks at the others
 LOST = 1  # exit code
-LOADING, COMPUTING = "waiting for its loader", "computing"
+SAVING, LOADING, COMPUTING = "saving", "waiting for its loader", "computing"
+WAITING = "waiting for the others to end"
+IN_ORDER = (SAVING, LOADING, COMPUTING, WAITING)  # what is done after so many steps
 log = logging.getLogger("train")
 
 
@@ -126,7 +128,7 @@ class Watch:
 
     def _behind(self, now: dict[int, Sign]) -> str:
         """Name the processes that are the least far."""
-        places = {rank: (sign.step, sign.doing == COMPUTING) for rank, sign in now.items()}
+        places = {rank: (sign.step, IN_ORDER.index(sign.doing)) for rank, sign in now.items()}
         last = min(places.values(), default=None)
         behind = [rank for rank in places if places[rank] == last]
         if len(behind) == len(places) > 1:
