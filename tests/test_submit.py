@@ -105,6 +105,76 @@ def test_numbers_of_jobs_are_handed_on_and_printed(tmp_path):
     assert [line.split()[1] for line in out.splitlines()[:2]] == ["plan", "positive,"]
 
 
+JOBS = {
+    "plan": ("chips.sbatch", "plan", "RUN"),
+    "positive": ("chips.sbatch", "write", "RUN", "positive", "4"),
+    "proposals": ("proposals.sbatch", "finish", "RUN"),
+    "eval": ("eval.sbatch", "look", "4", "RUN"),
+    "eval-finish": ("eval.sbatch", "finish", "RUN"),
+    "train": ("train.sbatch", "detector", "RUN"),
+}
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A project whose python ends with $CODE, on a machine whose Slurm notes what it is asked."""
+    (tmp_path / "scripts").symlink_to(HOME / "scripts")
+    fakes = {
+        ".venv/bin/python": "exit $CODE",
+        "bin/srun": "exit $CODE",
+        "bin/scontrol": '[ $1 = requeue ] && echo "$2" >> calls || echo n1',
+    }
+    for name, text in fakes.items():
+        fake = tmp_path / name
+        fake.parent.mkdir(parents=True, exist_ok=True)
+        fake.write_text(f"#!/bin/sh\n{text}\n")
+        fake.chmod(0o755)
+    return tmp_path
+
+
+def queued_again(project, job, code, task="", restarts=0):
+    """Run a job whose work ends with an exit code: what is to be queued again, if anything."""
+    script, *arguments = JOBS[job]
+    arguments = [str(project / "my run") if word == "RUN" else word for word in arguments]
+    array = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": task} if task else {}
+    more = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n1", "SLURM_RESTART_COUNT": str(restarts)}
+    (project / "calls").write_text("")
+    done = subprocess.run(
+        ["bash", f"scripts/slurm/{script}", *arguments], capture_output=True, text=True,
+        check=False, cwd=project,
+        env=os.environ | array | more
+        | {"CODE": str(code), "PATH": f"{project / 'bin'}:{os.environ['PATH']}"},
+    )  # fmt: skip
+    assert done.returncode == code, done.stderr
+    assert not done.stderr
+    return (project / "calls").read_text().split()
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_a_job_that_is_killed_is_queued_again_five_times(project, job):
+    task = "3" if job in ("positive", "eval") else ""
+    name = "7_3" if task else "7"
+    assert queued_again(project, job, 0, task) == []
+    assert queued_again(project, job, 1, task) == []
+    for _ in range(5):
+        assert queued_again(project, job, 137, task, restarts=9) == [name]
+    assert queued_again(project, job, 137, task) == []
+    kills = project / "my run" / "logs" / f"killed-{name}"
+    assert kills.read_text() == "exit code 137\n" * 6
+
+
+def test_the_kills_of_one_task_do_not_count_for_another(project):
+    for _ in range(6):
+        queued_again(project, "positive", 137, "3")
+    assert queued_again(project, "positive", 137, "4") == ["7_4"]
+
+
+def test_a_training_that_has_stopped_with_a_checkpoint_is_queued_again_however_often(project):
+    for restarts in (0, 4, 5, 50):
+        assert queued_again(project, "train", 75, restarts=restarts) == ["7"]
+    assert queued_again(project, "train", 137, restarts=51) == ["7"]
+
+
 def test_a_machine_without_slurm_is_told(tmp_path):
     (tmp_path / "dirname").symlink_to(shutil.which("dirname"))
     code, _, error = submit(folder=tmp_path, PATH=str(tmp_path))
