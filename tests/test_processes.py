@@ -2,6 +2,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 COUNT = """
 import numba, torch
 from train.nms import suppress
@@ -21,16 +23,25 @@ def test_kernels_and_torch_have_the_same_number_of_threads():
 
 
 OUTLIVE = """
-import os, signal
+import multiprocessing, os, signal, sys
 from train.processes import GRACE, outlive
-outlive(0)
-for _ in range(2):  # Slurm's do come twice
-    os.kill(os.getpid(), signal.SIGTERM)
-print("lives", 0 < signal.alarm(0) <= GRACE)
+over = multiprocessing.Value("b", False, lock=False)
+outlive(over, 0)
+for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGALRM, signal.SIGALRM):
+    os.kill(os.getpid(), number)  # Slurm's do come twice, and then time passes
+    print("lives", 0 < signal.alarm(0) <= GRACE, flush=True)
+if sys.argv[1] == "over":
+    over.value = True
+else:
+    os.getppid = lambda: 1
+os.kill(os.getpid(), getattr(signal, sys.argv[2]))
+print("lives still", flush=True)
 """
 
 
-def test_a_loader_worker_lives_on_for_a_while_however_often_it_is_told_to_end():
-    line = [sys.executable, "-c", OUTLIVE]
+@pytest.mark.parametrize("end", ["over", "orphaned"])
+@pytest.mark.parametrize("number", ["SIGTERM", "SIGALRM"])
+def test_a_loader_worker_that_is_told_to_end_does_so_only_with_its_run(end, number):
+    line = [sys.executable, "-c", OUTLIVE, end, number]
     said = subprocess.run(line, capture_output=True, text=True, check=True)
-    assert said.stdout.strip() == "lives True"
+    assert said.stdout.splitlines() == ["lives True"] * 4

@@ -1,6 +1,7 @@
 """The processes of a run: torchrun's environment, devices, and what is said to all of them."""
 
 import contextlib
+import ctypes
 import datetime
 import os
 import signal
@@ -12,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 PATIENCE = datetime.timedelta(minutes=30)  # for what watch.py, which knows more, does not end
-GRACE = 30  # s that a loader's worker lives on after SIGTERM
+GRACE = 30  # s between two looks of a loader's worker, told to end, whether its run lives
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
@@ -108,17 +109,21 @@ class Stop:
         self.signal = number
 
 
-def outlive(_worker: int) -> None:
+def outlive(over: ctypes.c_byte, _worker: int) -> None:
     """Let a loader's worker live on while its run ends in order.
 
     A scheduler signals all processes, Slurm more than once, and a worker that dies takes the step
-    that is under way with it. Time ends a worker that nobody has told to go.
+    that is under way with it. A worker that was told to end does so once its run has died or needs
+    no more batches, which `over` (shared) says.
     """
+    parent = os.getppid()
+
+    def end_unless_needed(_number: int, _frame) -> None:
+        if over.value or os.getppid() != parent:
+            os._exit(0)
+        signal.alarm(GRACE)  # the step and the checkpoint may take longer: look again
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _wait_a_while)
-
-
-def _wait_a_while(_number: int, _frame) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.alarm(GRACE)
+    signal.signal(signal.SIGALRM, end_unless_needed)
+    signal.signal(signal.SIGTERM, end_unless_needed)

@@ -4,8 +4,10 @@ b chips of this process, G boxes of a chip (padded to the most of the batch), H 
 (padded). A worker gives whole batches, so only one array of pixels crosses between processes.
 """
 
+import functools
 import itertools
 import math
+import multiprocessing
 import zlib
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, fields, replace
@@ -252,26 +254,32 @@ class Stream:
                     f"({error}); give /dev/shm more room, or lower train.workers or train.batch"
                 ) from error
         self._slots = reader.slots
+        self._over = multiprocessing.Value("b", False, lock=False)
         self._loader = DataLoader(
             reader,
             sampler=_Places(order, place, epochs),
             batch_size=None,  # a sample of the loader is a batch of ours
             num_workers=workers,
             prefetch_factor=AHEAD if workers else None,
-            worker_init_fn=outlive,
+            worker_init_fn=functools.partial(outlive, self._over),
         )
 
     def __iter__(self) -> Generator[Loaded, None, None]:
         """Yield batches; closing the generator ends the workers."""
-        for loaded in self._loader:
-            if isinstance(loaded, Refusal):
-                raise loaded
-            pixels = loaded.pixels
-            if loaded.slot is not None:
-                worker, place, shape = loaded.slot
-                pixels = self._slots[worker, place, : math.prod(shape)].view(shape)
-            # pinned memory is the device's to fetch from while the worker writes anew
-            yield replace(loaded, pixels=pixels.pin_memory() if self.pin else pixels, slot=None)
+        self._over.value = False
+        batches = iter(self._loader)
+        try:
+            for loaded in batches:
+                if isinstance(loaded, Refusal):
+                    raise loaded
+                pixels = loaded.pixels
+                if loaded.slot is not None:
+                    worker, place, shape = loaded.slot
+                    pixels = self._slots[worker, place, : math.prod(shape)].view(shape)
+                # pinned memory is the device's to fetch from while the worker writes anew
+                yield replace(loaded, pixels=pixels.pin_memory() if self.pin else pixels, slot=None)
+        finally:
+            self._over.value = True  # before torch terminates a worker that hangs
 
 
 class _Places:
