@@ -77,6 +77,28 @@ def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_the_chips(
 
 
 @pytest.mark.parametrize("form", ["collage", "batch"])
+@pytest.mark.parametrize(("batch", "world"), [(5, 2), (4, 2), (7, 4), (3, 3)])
+def test_all_processes_make_as_many_passes_none_of_them_empty(
+    material, tmp_path, form, batch, world
+):
+    settings = (f"train.batch={batch}", "train.pass_chips=1", f'feedback.form="{form}"')
+    recipe = load_recipe(str(material[1]), settings)
+    index = open_index(find_sets(str(material[0] / "shards")))
+    order, counts = Order(index, batch, 0), []
+    for rank in range(world):
+        reader = ChipReader(index, 0, rank, world, "stop")
+        taken = list(Stream(reader, order, (0, 0), 1, 0, pin=False))[:4]
+        canvases, targets = loop.draw(taken, recipe, ONE.device)
+        fewest = loop.fewest_canvases(taken, loop.chips_in(taken, canvases), world)
+        pieces = list(loop.passes(canvases, targets, recipe.train, fewest))
+        assert all(len(piece) for piece, *_ in pieces)
+        assert [last for *_, last in pieces] == [False] * (len(pieces) - 1) + [True]
+        assert len(torch.cat([piece for piece, *_ in pieces])) == len(canvases)
+        counts.append((len(pieces), len(canvases)))
+    assert {made for made, _ in counts} == {min(most for _, most in counts)}
+
+
+@pytest.mark.parametrize("form", ["collage", "batch"])
 def test_shrunken_batches_use_each_chip_once_and_finish(material, tmp_path, form):
     feedback = ('feedback.mode="all"', f'feedback.form="{form}"', "train.epochs=1")
     state, log = run(tmp_path, *material, *feedback)

@@ -107,7 +107,8 @@ def train(
 
             optimizer.zero_grad()
             report, of_canvas = torch.zeros(meter.width, device=device), []
-            for piece, aims, last in passes(canvases, targets, settings, count // processes.world):
+            fewest = fewest_canvases(taken, count, processes.world)
+            for piece, aims, last in passes(canvases, targets, settings, fewest):
                 with contextlib.nullcontext() if last else unsynchronised(network):
                     with mixed(precision_of(settings, device), device):
                         found = network(piece, aims, recipe.feedback.small)
@@ -213,6 +214,12 @@ def chips_in(taken: list[Loaded], canvases: torch.Tensor) -> int:
     of_one = len(taken[0].planned.rows)
     stitched = len(canvases) == len(taken[0].pixels)
     return of_one if stitched else of_one * len(taken)
+
+
+def fewest_canvases(taken: list[Loaded], count: int, world: int) -> int:
+    """Tell the fewest canvases of any process; side by side, each batch is dealt out by itself."""
+    of_one = len(taken[0].planned.rows)
+    return of_one // world * (count // of_one)
 
 
 def passes(
