@@ -160,6 +160,32 @@ def test_weights_come_from_a_file_and_a_wrong_one_is_refused(tmp_path):
         detector(backbone="resnet34", weights=str(good))
 
 
+def test_weights_of_a_net_for_other_classes_are_taken_without_its_head(tmp_path):
+    import torchvision
+
+    state = torchvision.models.resnet18(num_classes=20).state_dict()
+    torch.save(state, tmp_path / "w.pt")
+    loaded = detector(backbone="resnet18", weights=str(tmp_path / "w.pt")).backbone
+    torch.testing.assert_close(loaded.stages[0].weight, state["conv1.weight"])
+
+
+@pytest.mark.parametrize("kind", ["other shapes", "a list", "numbers as keys", "no tensors"])
+def test_weights_that_do_not_fit_are_refused_in_one_line(tmp_path, kind):
+    import torchvision
+
+    state = torchvision.models.resnet18().state_dict()
+    state = {
+        "other shapes": {**state, "conv1.weight": torch.zeros(64, 1, 7, 7)},
+        "a list": [*state.values()],
+        "numbers as keys": dict(enumerate(state.values())),
+        "no tensors": {**state, "conv1.weight": 3.0},
+    }[kind]
+    torch.save(state, tmp_path / "w.pt")
+    with pytest.raises(Refusal, match=r"w\.pt does not fit resnet18: .+") as caught:
+        detector(backbone="resnet18", weights=str(tmp_path / "w.pt"))
+    assert "\n" not in str(caught.value)
+
+
 def test_weights_that_cannot_be_fetched_are_told_of_with_a_remedy(monkeypatch, tmp_path):
     def offline(*_, **__):
         raise OSError("no route to host")

@@ -160,9 +160,16 @@ def _with_weights(build_net: Callable, weights: str, norm: Norm) -> nn.Module:
     state = _weights_file(weights) if "." in weights or "/" in weights else None
     if state is None:
         return _published(build_net, weights, norm)
-    net = build_net(weights=None, norm_layer=norm)
-    missing, unknown = net.load_state_dict(state, strict=False)
-    lost = [key for key in (*missing, *unknown) if not key.startswith(("fc.", "classifier."))
+    net, heads = build_net(weights=None, norm_layer=norm), ("fc.", "classifier.")
+    try:  # without its head, which is not used and may be of other classes
+        body = {key: value for key, value in state.items() if not key.startswith(heads)}
+        missing, unknown = net.load_state_dict(body, strict=False)
+    except (AttributeError, RuntimeError, TypeError) as error:
+        last = str(error).splitlines()[-1].strip()  # of many lines, each on one parameter
+        raise Refusal(
+            f"model.weights: {weights} does not fit {build_net.__name__}: {last}"
+        ) from error
+    lost = [key for key in (*missing, *unknown) if not key.startswith(heads)
             and not key.endswith("num_batches_tracked")]  # fmt: skip
     if lost:
         raise Refusal(f"model.weights: {weights} does not fit {build_net.__name__}: {lost[0]}")
