@@ -7,6 +7,7 @@ import signal
 import subprocess
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 import training
@@ -14,7 +15,9 @@ import training
 from chipgen.storage import LocalFolder
 from train import checkpoint
 from train.hold import Hold
+from train.index import open_index
 from train.journal import Journal
+from train.order import Order
 
 STEPS_KEPT = 3  # checkpoint_every of the recipe
 
@@ -112,6 +115,20 @@ def test_two_processes_do_what_one_does(material, tmp_path):
     one, two = (last(folder)["model"] for folder in runs)
     for key, value in one.items():
         torch.testing.assert_close(two[key], value, rtol=1e-6, atol=1e-8, msg=key)
+
+
+def test_the_log_counts_the_broken_samples_of_all_processes(material, fresh):
+    positive = fresh / "shards" / "positive"
+    for sample in pq.read_table(positive / "index.parquet").to_pylist()[::5]:
+        shard = positive / sample["shard"]
+        data = bytearray(shard.read_bytes())
+        data[sample["offset"] + 700] ^= 255
+        shard.write_bytes(data)
+    batches = Order(open_index([LocalFolder(positive)]), batch=4, seed=0).epoch(0)
+    broken = sum(int((planned.rows % 5 == 0).sum()) for planned in batches)
+    replaced = ("--set", "train.on_broken=replace", "--set", "train.epochs=1")
+    training.trained(fresh, material[1], *replaced, processes=2)
+    assert sum(entry["broken"] for entry in training.log(fresh)) == broken > 4
 
 
 def test_a_half_written_checkpoint_is_passed_over(material, fresh):

@@ -12,7 +12,7 @@ from torchvision.ops import batched_nms
 
 from chipgen.errors import Refusal
 from chipgen.storage import LocalFolder
-from train import checkpoint, loop, warp
+from train import checkpoint, loop, losses, warp
 from train.index import find_sets, open_index
 from train.order import Order
 from train.processes import Processes
@@ -98,6 +98,38 @@ def test_all_processes_make_as_many_passes_none_of_them_empty(
     assert {made for made, _ in counts} == {min(most for _, most in counts)}
 
 
+def test_the_log_has_all_steps_up_to_each_checkpoint_and_the_end(material, tmp_path):
+    frozen = ("train.precision=fp64", 'model.norm="frozen"')
+    _, each = run(tmp_path / "each", *material, *frozen)
+    windows = ("train.log_every=5", "train.checkpoint_every=7")
+    _, log = run(tmp_path / "windows", *material, *frozen, *windows)
+    last, ends = len(each), [entry["step"] for entry in log]
+    assert last % 5
+    assert last % 7
+    assert ends == sorted({*range(5, last, 5), *range(7, last, 7), last})
+    for start, entry in zip([0, *ends], log, strict=False):
+        window = each[start : entry["step"]]
+        assert entry["loss"] == pytest.approx(np.mean([e["loss"] for e in window]))
+        assert entry["epoch"] == window[-1]["epoch"]
+    assert log[-1]["epoch"] == 2.0
+
+
+def told(small: float, whole: float, broken: int) -> loop.Told:
+    shares = dict.fromkeys(loop.KINDS, (small, whole))
+    return loop.Told([0.0] * len(losses.NAMES), [0.0, 0.0], shares, broken, stop=False, finite=True)
+
+
+def test_an_entry_has_the_share_of_small_boxes_and_the_broken_samples_of_all_its_steps():
+    meter = loop.Meter(ONE)
+    for figures in ((3.0, 4.0, 2), (0.0, 8.0, 0), (0.0, 0.0, 1)):
+        meter.add(told(*figures), [], canvases=4, waited=0.0)
+    entry = meter.entry()
+    assert (entry["small_share"], entry["broken"]) == (0.25, 3)
+    meter.add(told(0.0, 0.0, 0), [], canvases=4, waited=0.0)
+    entry = meter.entry()
+    assert (entry["small_share"], entry["broken"]) == (0.0, 0)
+
+
 @pytest.mark.parametrize("form", ["collage", "batch"])
 def test_shrunken_batches_use_each_chip_once_and_finish(material, tmp_path, form):
     feedback = ('feedback.mode="all"', f'feedback.form="{form}"', "train.epochs=1")
@@ -107,6 +139,8 @@ def test_shrunken_batches_use_each_chip_once_and_finish(material, tmp_path, form
     assert steps == batches // 4 + batches % 4  # what is left at the end goes in one by one
     assert state["place"] == [1, 0]
     assert sum(e["shrunk_share"] for e in log) == batches // 4
+    assert log[0]["epoch"] == plain[3]["epoch"]
+    assert log[-1]["epoch"] == 1.0
 
 
 def test_feedback_turns_to_collages_when_small_boxes_have_no_share(material, tmp_path):

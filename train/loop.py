@@ -86,7 +86,7 @@ def train(
     pin = device.type == "cuda"
     holds = recipe.feedback.parts + 1
     stream = Stream(reader, order, place, settings.length, settings.workers, pin, holds)
-    meter = Meter(settings, processes)
+    meter = Meter(processes)
     with (
         Stop() as stop,
         Watch(processes, settings.patience) as watch,
@@ -115,6 +115,7 @@ def train(
                     report += meter.of(found)
                     of_canvas.append(found.of_canvas.detach())
                     if last:
+                        report[-2] = sum(len(loaded.broken) for loaded in taken)
                         report[-1] = stop.signal is not None
                         arriving = meter.fetch(processes.sum(report))
                     # DDP takes the mean over processes; this makes it the mean over all canvases
@@ -131,22 +132,19 @@ def train(
             step += 1
             place = order.after(taken[-1].planned)
             feedback.tell(told.shares)
-            entry = meter.add(told, taken, count, waited, len(taken) > 1)
+            meter.add(told, taken, count, waited)
+            saves = step % settings.checkpoint_every == 0
+            ends = told.stop or place[0] >= settings.length
             if journal:
                 journal.advance(len(taken))
-                if entry:
-                    journal.write(
-                        {
-                            "step": step,
-                            "epoch": epoch + (number + 1) / order.length(epoch),
-                            "lr": lr,
-                            **entry,
-                        }
-                    )
+                # with each checkpoint, so that what goes on from it leaves no gap
+                if saves or ends or step % settings.log_every == 0:
+                    through = epoch_after(taken[-1], order)
+                    journal.write({"step": step, "epoch": through, "lr": lr, **meter.entry()})
             if told.stop:
                 ended = STOPPED
                 break
-            if step % settings.checkpoint_every == 0:
+            if saves:
                 watch.at(step, SAVING)
                 save()
             watch.at(step, LOADING)
@@ -207,6 +205,12 @@ def draw(taken: list[Loaded], recipe: Recipe, device: torch.device) -> tuple[tor
         return warp.warp(batches[0], canvas, recipe.augment, dtype)
     shrink = warp.collage if recipe.feedback.form == "collage" else warp.shrunk
     return shrink(batches, canvas, recipe.augment, recipe.feedback.tiny, dtype)
+
+
+def epoch_after(loaded: Loaded, order: Order) -> float:
+    """Say how many epochs are done with a batch."""
+    planned = loaded.planned
+    return planned.epoch + (planned.number + 1) / order.length(planned.epoch)
 
 
 def chips_in(taken: list[Loaded], canvases: torch.Tensor) -> int:
@@ -310,6 +314,7 @@ class Told:
     losses: list[float]  # sums over canvases, in the order of losses.NAMES
     positives: list[float]  # anchors, RoIs
     shares: dict[str, tuple[float, float]]  # of small boxes and of all, by kind
+    broken: int  # samples that others stand in for
     stop: bool
     finite: bool
 
@@ -317,15 +322,15 @@ class Told:
 class Meter:
     """Gathers figures on the device and, over some steps, into entries of the log."""
 
-    def __init__(self, settings: TrainSettings, processes: Processes):
-        self.settings, self.processes = settings, processes
-        self.width = len(losses.NAMES) + 2 + 2 * len(KINDS) + 1
+    def __init__(self, processes: Processes):
+        self.processes = processes
+        self.width = len(losses.NAMES) + 2 + 2 * len(KINDS) + 2
         self._begin()
 
     def of(self, found) -> torch.Tensor:
-        """Lay the figures of one pass side by side, (width,); the last is for the stop."""
+        """Lay the figures of one pass side by side, (width,); the last two: broken, stop."""
         parts = [found.of_canvas.detach().sum(0), found.positives, found.small, found.whole]
-        return torch.cat([*(p.float() for p in parts), parts[0].new_zeros(1).float()])
+        return torch.cat([*(p.float() for p in parts), parts[0].new_zeros(2).float()])
 
     def fetch(self, report: torch.Tensor):
         """Start copying a report to the host; the function returned waits for it alone."""
@@ -349,35 +354,36 @@ class Meter:
             losses=values[:n],
             positives=values[n : n + 2],
             shares=dict(zip(KINDS, zip(small, whole, strict=True), strict=True)),
+            broken=int(values[-2]),
             stop=values[-1] > 0,
             finite=all(abs(v) < float("inf") for v in values),
         )
 
-    def add(
-        self, told: Told, taken: list[Loaded], canvases: int, waited: float, shrunk: bool
-    ) -> dict[str, Any] | None:
-        """Add a step; gives an entry when one is due."""
+    def add(self, told: Told, taken: list[Loaded], canvases: int, waited: float) -> None:
+        """Add a step."""
         self.steps += 1
         self.canvases += canvases
         self.chips += sum(len(loaded.planned.rows) for loaded in taken)
         self.waited += waited
-        self.shrunk += shrunk
+        self.shrunk += len(taken) > 1
         self.sums = [a + b for a, b in zip(self.sums, told.losses + told.positives, strict=True)]
-        self.broken += sum(len(loaded.broken) for loaded in taken)
+        small, whole = told.shares["regression"]
+        self.small, self.whole = self.small + small, self.whole + whole
+        self.broken += told.broken
         for loaded in taken:
             for reason in loaded.broken:
                 log.warning("replaced a broken sample: %s", reason)
             self.order = zlib.crc32(loaded.planned.rows.tobytes(), self.order)
-        if self.steps < self.settings.log_every:
-            return None
+
+    def entry(self) -> dict[str, Any]:
+        """Give the figures of all steps since the last entry."""
         seconds = time.perf_counter() - self.start
         means = [value / self.canvases for value in self.sums]
         names = [*losses.NAMES, "positive_anchors", "positive_rois"]
-        small, whole = told.shares["regression"]
         entry = {
             "loss": sum(means[: len(losses.NAMES)]),
             **dict(zip(names, means, strict=True)),
-            "small_share": small / whole if whole > 0 else 0.0,
+            "small_share": self.small / self.whole if self.whole > 0 else 0.0,
             "shrunk_share": self.shrunk / self.steps,
             "chips_per_s": self.chips / seconds,
             "waiting_share": self.waited / seconds,
@@ -390,7 +396,7 @@ class Meter:
 
     def _begin(self) -> None:
         self.steps = self.canvases = self.chips = self.broken = self.shrunk = self.order = 0
-        self.waited = 0.0
+        self.waited = self.small = self.whole = 0.0
         self.sums = [0.0] * (len(losses.NAMES) + 2)
         self.start = time.perf_counter()
 
