@@ -166,6 +166,10 @@ def test_a_folder_that_a_run_holds_is_refused_to_another(material, fresh, proces
 def test_a_wrong_folder_and_a_typo_are_one_line(material, tmp_path):
     for arguments, said in (
         ((tmp_path, material[1]), "no finished set of shards"),
+        (
+            (material[0].as_uri(), material[1]),
+            f"give a local run folder, and --shards {material[0].as_uri()}/shards",
+        ),
         ((*material, "--set", "train.epoch=3"), "did you mean 'epochs'"),
         ((material[0], tmp_path / "no.toml"), "no such file"),
     ):

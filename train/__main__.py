@@ -38,6 +38,8 @@ def run(args: argparse.Namespace) -> int:
     from train.processes import joined
     from train.settings import load_recipe
 
+    if "://" in args.run:
+        raise Refusal(f"{args.run}: give a local run folder, and --shards {args.run}/shards")
     recipe = load_recipe(args.recipe, args.overrides)
     mines = recipe.train.task == "rpn"  # it is from this training that negatives are mined
     sets = find_sets(args.shards or f"{args.run}/shards", negatives=not mines)
