@@ -234,6 +234,17 @@ def test_what_a_killed_save_leaves_is_not_taken_for_a_checkpoint(folder, left):
     assert_same(checkpoint.load_last(folder), state(9))
 
 
+def test_what_killed_saves_have_left_is_removed_by_the_next_and_nothing_else(folder):
+    saved(folder, 10)
+    left = "step-00000007.pt", ".step-00000008.pt.tmp", ".step-00000012.json.tmp"
+    others = "step-00000007.pt.bak", "best.pt", "step-7.pt", ".notes.tmp"
+    for name in (*left, *others):
+        (folder.path / name).write_bytes(b"x")
+    saved(folder, 20, 30, keep=2)
+    whole = {path(folder, step, kind).name for step in (20, 30) for kind in ("pt", "json")}
+    assert {*folder.names()} == {*whole, *others}
+
+
 class Bomb:
     """Unpickled without care, it makes a folder."""
 

@@ -16,11 +16,12 @@ import msgspec
 import torch
 
 from chipgen.errors import Refusal
-from chipgen.storage import Folder
+from chipgen.storage import TEMPORARY, Folder
 from train.processes import Processes
 
 log = logging.getLogger("train")
 NAME = re.compile(r"step-(\d{8})\.json")
+OURS = re.compile(rf"step-\d{{8}}\.pt|\.step-\d{{8}}\.(pt|json){re.escape(TEMPORARY)}")
 
 
 class Record(msgspec.Struct, frozen=True):
@@ -35,7 +36,10 @@ class Record(msgspec.Struct, frozen=True):
 
 
 def save(folder: Folder, state: dict[str, Any], keep: int) -> None:
-    """Write a checkpoint; remove the oldest beyond `keep`, and later ones, which were damaged."""
+    """Write a checkpoint; remove the oldest beyond `keep`, and later ones, which were damaged.
+
+    What killed runs have left half written goes as well; only the holder of the run writes here.
+    """
     sink = io.BytesIO()
     torch.save(state, sink)
     data = sink.getvalue()
@@ -46,9 +50,13 @@ def save(folder: Folder, state: dict[str, Any], keep: int) -> None:
     folder.write(file_of(step), data)
     folder.write(record_of(step), msgspec.json.encode(record) + b"\n")
     found = steps(folder)
-    for old in {*found} - {*[s for s in found if s <= step][-keep:]}:
-        folder.remove(record_of(old))
-        folder.remove(file_of(old))
+    kept = [s for s in found if s <= step][-keep:]
+    for old in {*found} - {*kept}:
+        folder.remove(record_of(old))  # first: without it a reader leaves the other alone
+    files = {file_of(s) for s in kept}
+    for name in folder.names():
+        if OURS.fullmatch(name) and name not in files:
+            folder.remove(name)
 
 
 def load_last(folder: Folder) -> dict[str, Any] | None:
