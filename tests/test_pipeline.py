@@ -1,3 +1,4 @@
+import functools
 import hashlib
 import json
 import os
@@ -147,9 +148,12 @@ def test_ctrl_c_stops_with_one_line_and_keeps_what_is_finished(undisturbed):
     tmp_path, expected = undisturbed
     run = planned(tmp_path, "interrupted")
     command = [sys.executable, "-m", "chipgen", "write", str(run), "--workers", "2"]
+    # a test run in the background is deaf to Ctrl-C and would hand that down
+    hearing = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     process = subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, start_new_session=True, bufsize=1
-    )
+        command, stderr=subprocess.PIPE, text=True, start_new_session=True, bufsize=1,
+        preexec_fn=hearing,
+    )  # fmt: skip
     while not list((run / "shards").glob("positive/groups/*/*.json")):
         assert process.poll() is None
     os.killpg(process.pid, signal.SIGINT)  # a terminal's Ctrl-C reaches every process
