@@ -60,8 +60,8 @@ STRATEGIES = {
         focus=(
             (
                 "quarter",
-                "infer.focus=[{threshold=0.004,dilation=1,smallest=16},"
-                "{threshold=0.035,dilation=1,smallest=16}]",
+                "infer.focus=[{threshold=0.006,dilation=1,smallest=16},"
+                "{threshold=0.045,dilation=1,smallest=16}]",
             ),
         ),
     ),
