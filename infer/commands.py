@@ -30,9 +30,9 @@ from infer import follow, measure, parts
 from infer import proposals as mining
 from infer import tune as tuning
 from infer.cascade import AUTOFOCUS, PYRAMID
+from infer.detections import Detections
 from infer.detector import Detector, Result, read_state
 from infer.draw import draw_focus, draw_result
-from infer.evaluate import Detections
 from infer.pictures import decoded
 from infer.settings import InferSettings
 from infer.status import report

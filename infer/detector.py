@@ -14,7 +14,7 @@ from chipgen.errors import Refusal
 from chipgen.recipe import build
 from chipgen.storage import LocalFolder
 from infer.cascade import AUTOFOCUS, PYRAMID, Flight, Machine, fly, suppressed
-from infer.evaluate import Detections
+from infer.detections import Detections
 from infer.fold import fold
 from infer.network import Network
 from infer.pictures import Picture, decoded
@@ -24,7 +24,7 @@ from train.assign import LabelSettings
 from train.detector.model import Detector as Model
 from train.detector.norms import choose
 from train.detector.settings import ModelSettings
-from train.loop import precision_of
+from train.precision import precision_of
 from train.processes import agree_on_threads
 
 # Canvas px of one batch. Small chips fill even a CPU only in company; large regions gain nothing.

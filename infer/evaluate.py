@@ -8,157 +8,25 @@ are 0 to 100, and None where there is no object to find.
 
 import contextlib
 import io
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
 from types import MappingProxyType
 from typing import Any
 
-import msgspec
 import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from chipgen import boxes as box_math
-from chipgen import layout, raw
 from chipgen.dataset import Annotations
 from chipgen.errors import Refusal
+from infer.detections import Detections, xywh
 
 # COCO's limits on the area, px^2, both inclusive as in pycocotools
 EVERY = (0.0, 1e5**2)
 SIZES = MappingProxyType({"s": (0.0, 32.0**2), "m": (32.0**2, 96.0**2), "l": (96.0**2, 1e5**2)})
 
 AT_50, AT_75 = 0, 5  # places in COCO's IoU thresholds
-
-
-@dataclass(frozen=True)
-class Detections:
-    """What was found in some pictures, in any order."""
-
-    picture_ids: np.ndarray  # (D,) int64
-    boxes: np.ndarray  # (D, 4) float32
-    scores: np.ndarray  # (D,) float32
-    labels: np.ndarray  # (D,) int32
-
-    def __post_init__(self):
-        shapes = {field.name: getattr(self, field.name).shape for field in fields(self)}
-        one = (len(self.picture_ids),)
-        wanted = {"picture_ids": one, "boxes": (*one, 4), "scores": one, "labels": one}
-        if shapes != wanted:
-            raise ValueError(f"detections: the shapes must be {wanted}, not {shapes}")
-
-    def __len__(self) -> int:
-        return len(self.picture_ids)
-
-    @classmethod
-    def concatenate(cls, parts: Iterable["Detections"]) -> "Detections":
-        """Put many behind one another; none at all make empty ones."""
-        empty = cls(
-            np.zeros(0, np.int64),
-            np.zeros((0, 4), np.float32),
-            np.zeros(0, np.float32),
-            np.zeros(0, np.int32),
-        )
-        parts = [empty, *parts]
-        columns = [[getattr(part, field.name) for part in parts] for field in fields(cls)]
-        return cls(*map(np.concatenate, columns))
-
-    def take(self, rows: np.ndarray) -> "Detections":
-        """Give only these detections, in this order."""
-        return Detections(*(getattr(self, field.name)[rows] for field in fields(self)))
-
-    def to_rows(self, category_ids: Sequence[int]) -> list[dict[str, Any]]:
-        """Make the rows of a COCO results file; `category_ids` has the json's id of each class."""
-        category = np.asarray(category_ids, np.int64)[self.labels]
-        # a thousandth of a pixel and float32's own noise are not worth their bytes
-        columns = [
-            self.picture_ids.tolist(),
-            category.tolist(),
-            np.round(_xywh(self.boxes), 3).tolist(),
-            np.round(self.scores.astype(np.float64), 5).tolist(),
-        ]
-        names = ("image_id", "category_id", "bbox", "score")
-        return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
-
-
-# --- what only the json knows ----------------------------------------------------------------
-
-
-class _Annotation(msgspec.Struct, gc=False):
-    id: Any = None
-    image_id: Any = None
-    area: Any = None
-
-
-_Odd = list | int | float | str | bool | None  # what may stand where an object should
-
-
-class _AnnotationFile(msgspec.Struct):
-    annotations: list[_Annotation | _Odd]
-
-
-def areas_of(where: str, splits: Sequence[str], annotations: Annotations) -> np.ndarray:
-    """Give the area that COCO's sizes go by, (N,) float64.
-
-    That is the annotation's own `area`, which in COCO is the segmentation's and so smaller than
-    the box; where the data set has none, it is the box's.
-    """
-    areas = box_math.areas(annotations.boxes)
-    found = layout.find(where)
-    if found.style != "coco":
-        return areas
-    names = np.array(annotations.pictures["split"].to_pylist(), dtype=object)
-    split_of_box = names[annotations.picture_of_box]
-    picture_ids = annotations.picture_ids[annotations.picture_of_box]
-    for name in splits:
-        left = np.flatnonzero(split_of_box == name)  # objects whose file is still to come
-        for file in found.files(found.split(name)):
-            ids, pictures, listed = _listed(_decoded(found, file))
-            if not len(ids):
-                continue
-            place = np.searchsorted(ids, annotations.annotation_ids[left])
-            place = np.minimum(place, len(ids) - 1)
-            # their ids are unique within a file only, those of pictures over all of them
-            here = ids[place] == annotations.annotation_ids[left]
-            here &= pictures[place] == picture_ids[left]
-            usable = here & np.isfinite(listed[place]) & (listed[place] >= 0)
-            areas[left[usable]] = listed[place[usable]]
-            left = left[~here]
-    return areas
-
-
-def _listed(entries: list) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Give a file's annotations: ids, ascending, pictures, and areas, NaN for unusable ones."""
-    entries = [one if isinstance(one, _Annotation) else _Annotation() for one in entries]
-    pictures, _ = raw.ids([one.image_id for one in entries])
-    areas = raw.floats([one.area for one in entries])
-    values = [one.id for one in entries]
-    if all(value is None for value in values):  # the reader numbers them, too
-        return np.arange(len(values)), pictures, areas
-    ids, _ = raw.ids(values)
-    ids, first = np.unique(ids, return_index=True)  # of those that share an id, the first is kept
-    return ids, pictures[first], areas[first]
-
-
-def _decoded(found: layout.Layout, file: layout.Split) -> list:
-    """Read the annotations of a json, skipping all that `_Annotation` does not name."""
-    folder, name = found.part(file.annotations)
-    where = f"{folder}/{name}"
-    try:
-        data = folder.read(name)
-    except (FileNotFoundError, IsADirectoryError) as error:
-        raise Refusal(f"annotations {where}: no such file") from error
-    try:
-        try:
-            return msgspec.json.decode(data, type=_AnnotationFile).annotations
-        except msgspec.ValidationError:
-            raise
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            # Python's own writer puts NaN and Infinity into json, which the fast parser refuses
-            return msgspec.convert(json.loads(data), type=_AnnotationFile).annotations
-    except (msgspec.ValidationError, ValueError, RecursionError) as error:
-        raise Refusal(f"annotations {where}: not COCO: {error}") from error
 
 
 # --- COCO ------------------------------------------------------------------------------------
@@ -307,7 +175,7 @@ def _as_coco(
         "id": range(1, len(boxes) + 1),
         "image_id": of_picture.tolist(),
         "category_id": labels.tolist(),
-        "bbox": _xywh(boxes).tolist(),
+        "bbox": xywh(boxes).tolist(),
         "area": areas.tolist(),
         "iscrowd": crowd.astype(int).tolist(),
         "score": scores.tolist(),
@@ -389,13 +257,6 @@ def _average_precision(best: np.ndarray, hit: np.ndarray, crowd: np.ndarray, wan
 
 
 # --- shared ----------------------------------------------------------------------------------
-
-
-def _xywh(boxes: np.ndarray) -> np.ndarray:
-    """Give boxes as COCO writes them: (n, 4) float64 x, y, width, height."""
-    wide = boxes.astype(np.float64)
-    wide[:, 2:] -= wide[:, :2]
-    return wide
 
 
 def _require_known_labels(annotations: Annotations, detections: Detections) -> None:

@@ -15,9 +15,10 @@ from chipgen.dataset import Annotations
 from chipgen.errors import Refusal
 from chipgen.progress import progress
 from infer import evaluate, mistakes
+from infer.areas import areas_of
 from infer.cascade import AUTOFOCUS, PYRAMID
+from infer.detections import Detections
 from infer.detector import Detector
-from infer.evaluate import Detections
 from infer.proposals import Proposer, sources_of
 from infer.settings import InferSettings
 
@@ -70,7 +71,7 @@ def open_test(where: str, splits: Sequence[str], pictures: int | None = None) ->
     if pictures is not None and pictures < len(annotations.picture_ids):
         count = len(annotations.picture_ids)
         annotations = annotations.take(np.arange(pictures) * count // pictures)
-    areas = evaluate.areas_of(where, splits, annotations)
+    areas = areas_of(where, splits, annotations)
     return Test(annotations, areas, layout.find(where).style)
 
 

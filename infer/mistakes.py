@@ -6,7 +6,8 @@ import numpy as np
 
 from chipgen import boxes as box_math
 from chipgen.dataset import Annotations
-from infer.evaluate import Detections, overlaps_of, rows_of_pictures
+from infer.detections import Detections
+from infer.evaluate import overlaps_of, rows_of_pictures
 
 KINDS = ("background", "class", "place")
 NEAR, HIT = 0.1, 0.5  # IoU from which a detection is about an object, and from which it finds it

@@ -11,8 +11,8 @@ import torch
 from infer.settings import InferSettings
 from train.detector import rpn
 from train.detector.model import Detector as Model
-from train.loop import mixed
 from train.nms import suppress
+from train.precision import mixed
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ from chipgen.errors import Refusal
 from chipgen.storage import Folder, LocalFolder
 from chipgen.tables import open_table, read_table, table_bytes
 from infer import measure
+from infer.detections import Detections
 from infer.detector import Detector
-from infer.evaluate import Detections
 from infer.measure import Looked, Test
 
 PICTURES = 64  # of a part

@@ -34,8 +34,8 @@ from infer.pictures import Source, decoded
 from infer.settings import InferSettings
 from train import checkpoint
 from train.detector.model import Detector as Model
-from train.loop import mixed, precision_of
 from train.nms import suppress
+from train.precision import mixed, precision_of
 from train.processes import agree_on_threads
 
 PICTURES = 256  # of a part

@@ -19,8 +19,8 @@ from chipgen.boxes import sizes
 from chipgen.progress import progress
 from infer import stack
 from infer.cascade import AUTOFOCUS, UNSEEN, Flight, fly, focused, suppressed
+from infer.detections import Detections
 from infer.detector import Detector
-from infer.evaluate import Detections
 from infer.focus import FocusSettings
 from infer.measure import Test, measure, precision
 from infer.pictures import decoded

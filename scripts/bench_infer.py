@@ -21,7 +21,7 @@ from infer.cascade import AUTOFOCUS, PYRAMID, Machine
 from infer.commands import load_detector
 from infer.network import Network, Seen
 from infer.proposals import sources_of
-from train.loop import memory_mb
+from train.meter import memory_mb
 from train.processes import device_name
 
 TURNS = 3

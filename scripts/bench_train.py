@@ -30,6 +30,7 @@ from chipgen.tables import read_table
 from train import loop, settings
 from train.index import Index, find_sets, open_index
 from train.order import Order
+from train.precision import mixed, precision_of
 from train.processes import Processes, device_name, joined
 from train.stream import ChipReader, Stream
 
@@ -245,11 +246,11 @@ def network_floor(index: Index, recipe: settings.Recipe, processes: Processes) -
     model, _ = loop.build(recipe, len(index.classes), processes)
     order = Order(index, recipe.train.batch, 0)
     stream = iter(Stream(ChipReader(index, 0, 0, 1, "stop"), order, (0, 0), 1, 0, False))
-    precision = loop.precision_of(recipe.train, processes.device)
+    precision = precision_of(recipe.train, processes.device)
     ready = []
     for _ in range(4):
         canvases, targets = loop.draw([next(stream)], recipe, processes.device)
-        with torch.no_grad(), loop.mixed(precision, processes.device):
+        with torch.no_grad(), mixed(precision, processes.device):
             maps = model.backbone(canvases)
             labels = model.label(maps, *model.rpn(maps[0]), targets)
         ready.append((canvases, targets, labels))
@@ -259,7 +260,7 @@ def network_floor(index: Index, recipe: settings.Recipe, processes: Processes) -
         model.zero_grad()
         finish(processes)
         begin = time.perf_counter()
-        with loop.mixed(precision, processes.device):
+        with mixed(precision, processes.device):
             maps = model.backbone(canvases)
             logits, offsets = model.rpn(maps[0])
             found = model.losses(maps, logits, offsets, targets, labels, 32.0)
@@ -312,7 +313,7 @@ def bench_torchvision(
         weights=None, weights_backbone=None, min_size=SINGLE[0], max_size=SINGLE[1]
     ).to(processes.device)
     optimizer = torch.optim.SGD(model.parameters(), 1e-4, 0.9)
-    precision = loop.precision_of(recipe.train, processes.device)
+    precision = precision_of(recipe.train, processes.device)
     times = []
     for _ in range(4):
         images = [torch.rand(3, 480, 640, device=processes.device) for _ in range(2)]
@@ -320,7 +321,7 @@ def bench_torchvision(
         boxes = boxes + torch.arange(7, device=processes.device)[:, None] * 20
         labels = torch.arange(7, device=processes.device)
         begin = time.perf_counter()
-        with loop.mixed(precision, processes.device):
+        with mixed(precision, processes.device):
             found = model(images, [{"boxes": boxes, "labels": labels}] * 2)
         optimizer.zero_grad()
         sum(found.values()).backward()

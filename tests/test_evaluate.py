@@ -13,7 +13,8 @@ from chipgen import boxes as box_math
 from chipgen import dataset
 from chipgen.errors import Refusal
 from infer import evaluate
-from infer.evaluate import Detections
+from infer.areas import areas_of
+from infer.detections import Detections
 
 TWELVE = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR", "AR_s", "AR_m", "AR_l"]
 PICTURE_IDS = (7, 1_000_003, 40, 2**40, 9, 52)  # neither contiguous nor in order
@@ -47,7 +48,7 @@ def data_set(folder, objects, pictures=PICTURE_IDS, split="train", size=600):
 def read(folder, splits=("train",)):
     """Read a data set and the areas that COCO counts by."""
     found = dataset.read(str(folder), list(splits))
-    return found, evaluate.areas_of(str(folder), list(splits), found)
+    return found, areas_of(str(folder), list(splits), found)
 
 
 def perfect(found: dataset.Annotations) -> Detections:
@@ -140,7 +141,7 @@ def test_areas_come_from_the_json_and_else_from_the_box(tmp_path):
     found, areas = read(data_set(tmp_path, objects))
     assert areas.tolist() == [900, *[1600] * len(odd), 0]
     some = found.take(np.flatnonzero(found.picture_ids == 9))
-    assert evaluate.areas_of(str(tmp_path), ["train"], some).tolist() == [0]
+    assert areas_of(str(tmp_path), ["train"], some).tolist() == [0]
 
 
 def test_areas_of_splits_whose_annotation_ids_repeat_are_kept_apart(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 
 from chipgen import dataset
 from infer import evaluate, mistakes
-from infer.evaluate import Detections
+from infer.detections import Detections
 
 ANT, CAT = 0, 1
 

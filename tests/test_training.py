@@ -14,7 +14,9 @@ from chipgen.errors import Refusal
 from chipgen.storage import LocalFolder
 from train import checkpoint, loop, losses, warp
 from train.index import find_sets, open_index
+from train.meter import KINDS, Meter, Told
 from train.order import Order
+from train.precision import mixed, precision_of
 from train.processes import Processes
 from train.settings import load_recipe
 from train.stream import ChipReader, Stream
@@ -114,13 +116,13 @@ def test_the_log_has_all_steps_up_to_each_checkpoint_and_the_end(material, tmp_p
     assert log[-1]["epoch"] == 2.0
 
 
-def told(small: float, whole: float, broken: int) -> loop.Told:
-    shares = dict.fromkeys(loop.KINDS, (small, whole))
-    return loop.Told([0.0] * len(losses.NAMES), [0.0, 0.0], shares, broken, stop=False, finite=True)
+def told(small: float, whole: float, broken: int) -> Told:
+    shares = dict.fromkeys(KINDS, (small, whole))
+    return Told([0.0] * len(losses.NAMES), [0.0, 0.0], shares, broken, stop=False, finite=True)
 
 
 def test_an_entry_has_the_share_of_small_boxes_and_the_broken_samples_of_all_its_steps():
-    meter = loop.Meter(ONE)
+    meter = Meter(ONE)
     for figures in ((3.0, 4.0, 2), (0.0, 8.0, 0), (0.0, 0.0, 1)):
         meter.add(told(*figures), [], canvases=4, waited=0.0)
     entry = meter.entry()
@@ -170,7 +172,7 @@ def evaluated(recipe, index, state) -> float:
     (loaded,) = Stream(ChipReader(index, 0, 0, 1, "stop"), order, (0, 0), 1, 0, pin=False)
     plain = dataclasses.replace(recipe, augment=warp.AugmentSettings(flip=False))
     canvases, targets = loop.draw([loaded], plain, ONE.device)
-    with loop.mixed(loop.precision_of(recipe.train, ONE.device), ONE.device):
+    with mixed(precision_of(recipe.train, ONE.device), ONE.device):
         found = model.find(canvases, targets.content)
     truth, detections = [], []
     for i in range(len(canvases)):

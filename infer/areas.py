@@ -1,0 +1,92 @@
+"""The area of each object that COCO's sizes go by, read from the json once more.
+
+N objects of all pictures; areas are float64 picture px^2.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from chipgen import boxes as box_math
+from chipgen import layout, raw
+from chipgen.dataset import Annotations
+from chipgen.errors import Refusal
+
+
+class _Annotation(msgspec.Struct, gc=False):
+    id: Any = None
+    image_id: Any = None
+    area: Any = None
+
+
+_Odd = list | int | float | str | bool | None  # what may stand where an object should
+
+
+class _AnnotationFile(msgspec.Struct):
+    annotations: list[_Annotation | _Odd]
+
+
+def areas_of(where: str, splits: Sequence[str], annotations: Annotations) -> np.ndarray:
+    """Give the area that COCO's sizes go by, (N,) float64.
+
+    That is the annotation's own `area`, which in COCO is the segmentation's and so smaller than
+    the box; where the data set has none, it is the box's.
+    """
+    areas = box_math.areas(annotations.boxes)
+    found = layout.find(where)
+    if found.style != "coco":
+        return areas
+    names = np.array(annotations.pictures["split"].to_pylist(), dtype=object)
+    split_of_box = names[annotations.picture_of_box]
+    picture_ids = annotations.picture_ids[annotations.picture_of_box]
+    for name in splits:
+        left = np.flatnonzero(split_of_box == name)  # objects whose file is still to come
+        for file in found.files(found.split(name)):
+            ids, pictures, listed = _listed(_decoded(found, file))
+            if not len(ids):
+                continue
+            place = np.searchsorted(ids, annotations.annotation_ids[left])
+            place = np.minimum(place, len(ids) - 1)
+            # their ids are unique within a file only, those of pictures over all of them
+            here = ids[place] == annotations.annotation_ids[left]
+            here &= pictures[place] == picture_ids[left]
+            usable = here & np.isfinite(listed[place]) & (listed[place] >= 0)
+            areas[left[usable]] = listed[place[usable]]
+            left = left[~here]
+    return areas
+
+
+def _listed(entries: list) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Give a file's annotations: ids, ascending, pictures, and areas, NaN for unusable ones."""
+    entries = [one if isinstance(one, _Annotation) else _Annotation() for one in entries]
+    pictures, _ = raw.ids([one.image_id for one in entries])
+    areas = raw.floats([one.area for one in entries])
+    values = [one.id for one in entries]
+    if all(value is None for value in values):  # the reader numbers them, too
+        return np.arange(len(values)), pictures, areas
+    ids, _ = raw.ids(values)
+    ids, first = np.unique(ids, return_index=True)  # of those that share an id, the first is kept
+    return ids, pictures[first], areas[first]
+
+
+def _decoded(found: layout.Layout, file: layout.Split) -> list:
+    """Read the annotations of a json, skipping all that `_Annotation` does not name."""
+    folder, name = found.part(file.annotations)
+    where = f"{folder}/{name}"
+    try:
+        data = folder.read(name)
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise Refusal(f"annotations {where}: no such file") from error
+    try:
+        try:
+            return msgspec.json.decode(data, type=_AnnotationFile).annotations
+        except msgspec.ValidationError:
+            raise
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            # Python's own writer puts NaN and Infinity into json, which the fast parser refuses
+            return msgspec.convert(json.loads(data), type=_AnnotationFile).annotations
+    except (msgspec.ValidationError, ValueError, RecursionError) as error:
+        raise Refusal(f"annotations {where}: not COCO: {error}") from error
