@@ -8,6 +8,7 @@ from the network's view, so the chosen setting is run for real in the end.
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -191,19 +192,21 @@ def draw_front(points: list[Point], pyramid: Point, chosen: Point) -> Image.Imag
     low, high = min(p.precision for p in every) - 0.5, max(p.precision for p in every) + 0.5
     most = max(p.pixels for p in every) * 1.05
 
-    def place(point: Point) -> tuple[float, float]:
-        x = edge + (width - 2 * edge) * point.pixels / most
-        y = height - edge - (height - 2 * edge) * (point.precision - low) / (high - low)
-        return x, y
+    def across(pixels: float) -> float:
+        return edge + (width - 2 * edge) * pixels / most
 
+    def up(precision: float) -> float:
+        return height - edge - (height - 2 * edge) * (precision - low) / (high - low)
+
+    def place(point: Point) -> tuple[float, float]:
+        return across(point.pixels), up(point.precision)
+
+    for value in round_numbers(low, high):
+        draw.text((12, up(value) - 6), f"{value:g}", fill="black")
+        draw.line([(edge, up(value)), (width - edge, up(value))], (230, 230, 230))
+    for value in round_numbers(0, most):
+        draw.text((across(value) - 10, height - edge + 6), f"{value:g}", fill="black")
     draw.line([(edge, edge), (edge, height - edge), (width - edge, height - edge)], "black")
-    for share in np.linspace(0, 1, 6).tolist():
-        value = low + share * (high - low)
-        y = height - edge - share * (height - 2 * edge)
-        draw.text((12, y - 6), f"{value:.1f}", fill="black")
-        draw.line([(edge, y), (width - edge, y)], (230, 230, 230))
-        draw.text((edge + share * (width - 2 * edge) - 10, height - edge + 6),
-                  f"{share * most:.0f}", fill="black")  # fmt: skip
     draw.text((width / 2 - 90, height - 26), "pixels of a picture, square root", fill="black")
     draw.text((edge, edge - 24), "average precision", fill="black")
     draw.line([place(p) for p in points], (0, 90, 200), 2)
@@ -215,6 +218,14 @@ def draw_front(points: list[Point], pyramid: Point, chosen: Point) -> Image.Imag
         draw.ellipse((x - 5, y - 5, x + 5, y + 5), outline=color, width=2)
         draw.text((x - 70, y - 18), name, fill=color)
     return image
+
+
+def round_numbers(low: float, high: float) -> list[float]:
+    """List the multiples from `low` to `high` of 1, 2 or 5 times a power of ten: four to ten."""
+    span = high - low
+    tens = 10.0 ** math.floor(math.log10(span / 4))
+    step = max(step for step in (tens, 2 * tens, 5 * tens) if 4 * step <= span)
+    return [n * step for n in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
 def _stretched(settings: InferSettings, level: int) -> Iterator[InferSettings]:

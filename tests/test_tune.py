@@ -97,6 +97,19 @@ def test_what_is_written_reads_as_what_was_chosen(tmp_path):
     assert load(str(tmp_path / "tuned.toml"), {"infer": InferSettings})["infer"] == settings
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "marks"),
+    [
+        (0, 1005, [0, 200, 400, 600, 800, 1000]),
+        (37.1, 51.3, [38, 40, 42, 44, 46, 48, 50]),
+        (49.9, 51, [50, 50.2, 50.4, 50.6, 50.8, 51]),
+        (0, 4, [0, 1, 2, 3, 4]),
+    ],
+)
+def test_the_drawing_is_marked_at_round_numbers(low, high, marks):
+    assert tune.round_numbers(low, high) == pytest.approx(marks)
+
+
 def test_tune_writes_a_recipe_and_a_drawing(material, tmp_path, capsys, monkeypatch):
     data = material[0]
     monkeypatch.setattr(tune, "THRESHOLDS", (0.03, 0.06))
