@@ -176,19 +176,28 @@ def read_state(path: str | Path) -> dict[str, Any]:
         steps = checkpoint.steps(folder)
         if not steps:
             raise Refusal(f"{path}: no checkpoint in {folder}; train first, or name a file")
-        try:
-            return checkpoint.load(folder, steps[-1])
-        except (OSError, ValueError) as error:  # an older one would give other results
-            raise Refusal(
-                f"{folder}/{checkpoint.file_of(steps[-1])}: damaged ({error}); train with --resume "
-                f"to make it again, or name another checkpoint file"
-            ) from error
+        return _whole(folder, steps[-1])
     if not path.is_file():
         raise Refusal(f"{path}: no such run folder or checkpoint file")
-    try:
+    folder = LocalFolder(path.parent)
+    for step in checkpoint.steps(folder):
+        if checkpoint.file_of(step) == path.name:
+            return _whole(folder, step)
+    try:  # a copy, without the record that lies beside the original
         return checkpoint.parse(path.read_bytes())
     except ValueError as error:
         raise Refusal(f"{path}: {error}") from error
+
+
+def _whole(folder: LocalFolder, step: int) -> dict[str, Any]:
+    """Read a checkpoint of a run; one that is damaged is refused: older ones differ in results."""
+    try:
+        return checkpoint.load(folder, step)
+    except (OSError, ValueError) as error:
+        raise Refusal(
+            f"{folder}/{checkpoint.file_of(step)}: damaged ({error}); train with --resume to make "
+            f"it again, or name another checkpoint file"
+        ) from error
 
 
 def _digest(weights: dict[str, torch.Tensor]) -> str:

@@ -74,10 +74,7 @@ def is_done(checkpoints: LocalFolder, step: int) -> bool:
     except FileNotFoundError:  # removed by the training, which goes on
         return False
     except ValueError as error:  # waiting for what may never come would be no better
-        raise Refusal(
-            f"{checkpoints}/{checkpoint.record_of(step)}: damaged ({error}); train with --resume "
-            f"to make it again"
-        ) from error
+        raise Refusal(f"{checkpoints}/{error}; train with --resume to make it again") from error
 
 
 def evaluated(folder: LocalFolder, inputs: str) -> set[int]:

@@ -120,8 +120,11 @@ def steps(folder: Folder) -> list[int]:
 
 
 def read_record(folder: Folder, step: int) -> Record:
-    """Read what is known of the checkpoint of a step."""
-    return msgspec.json.decode(folder.read(record_of(step)), type=Record)
+    """Read what is known of the checkpoint of a step; raises ValueError where it is damaged."""
+    try:
+        return msgspec.json.decode(folder.read(record_of(step)), type=Record)
+    except ValueError as error:
+        raise ValueError(f"{record_of(step)}: {error}") from error
 
 
 def file_of(step: int) -> str:
