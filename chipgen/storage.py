@@ -86,7 +86,12 @@ class LocalFolder:
 
     def exists(self, name: str) -> bool:
         """Say whether a file or folder is there."""
-        return (self.path / name).exists()
+        try:
+            return (self.path / name).exists()
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:  # nothing has such a name
+                return False
+            raise
 
     def size(self, name: str) -> int:
         """Give a file's size in bytes."""

@@ -41,6 +41,7 @@ from train.detector.settings import ModelSettings
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 LINES = "pictures.jsonl"
 DRAWN = "drawn"  # folder of drawings
+LONGEST = 240  # bytes of a drawing's name without its ending; file systems take 255
 OUT_OF_DATE = 3  # exit code, for the Makefile to tell it from a failure
 log = logging.getLogger("infer")
 
@@ -233,7 +234,11 @@ def _write_detections(out: LocalFolder, lines: list[dict], classes: tuple[str, .
 def drawing_of(file: str) -> str:
     """Name the drawing of a picture: in one folder for all, not hidden, and no two alike."""
     name = as_text(file).replace("_", "__").replace("/", "_-")
-    return f"_{name}" if name.startswith(".") else name
+    name = f"_{name}" if name.startswith(".") else name
+    if len(name.encode()) <= LONGEST:
+        return name
+    start = name.encode()[: LONGEST - 17].decode(errors="ignore")
+    return f"{start}_{hashlib.sha256(name.encode()).hexdigest()[:16]}"
 
 
 def _draw(folder: Path, file: str, result: Result, detector: Detector, min_score: float) -> None:

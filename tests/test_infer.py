@@ -363,6 +363,14 @@ def test_drawings_of_different_pictures_have_different_names():
     assert not [name for name in drawings if name.startswith(".") or "/" in name]
 
 
+def test_a_drawing_of_a_deep_path_has_a_name_that_file_systems_take():
+    deep = [f"{'ä/' * n}{end}" for n in (58, 59, 60, 300) for end in ("a.jpg", "b.jpg")]
+    drawings = [drawing_of(name) for name in deep]
+    assert len(set(drawings)) == len(deep)
+    assert all(len(f"{name}_focus.png".encode()) <= 255 for name in drawings)
+    assert drawings[0].replace("_-", "/") == deep[0]
+
+
 @pytest.fixture(scope="module")
 def annotated(tmp_path_factory):
     return made_up.coco(tmp_path_factory.mktemp("data"), 5, split="val")

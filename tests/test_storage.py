@@ -117,6 +117,13 @@ def test_what_a_killed_run_left_half_written_is_taken_over(folder):
     assert folder.names() == ["some.bin"]
 
 
+def test_nothing_has_a_name_that_is_longer_than_file_systems_take(folder):
+    assert folder.exists("some.bin")
+    assert not folder.exists("x" * 300)
+    with pytest.raises(PictureError, match="missing_file"):
+        read_listed_picture(folder, "x" * 300)
+
+
 def test_a_missing_picture_is_rejected_and_a_missing_folder_of_pictures_is_refused(tmp_path):
     pictures = LocalFolder(tmp_path / "pictures")
     for make in (lambda: None, (tmp_path / "pictures").mkdir):
