@@ -5,27 +5,20 @@ import sys
 
 import numpy as np
 import pytest
-from test_scripts import script
+import scale
 
 from chipgen import run, shuffle
 from chipgen.storage import open_folder
 
 
-@pytest.fixture(scope="module")
-def scale():
-    return script("scale")
-
-
-def called(scale, monkeypatch, *arguments) -> int:
+def called(monkeypatch, *arguments) -> int:
     monkeypatch.setattr(sys, "argv", ["scale.py", *map(str, arguments)])
     return scale.main()
 
 
-def test_the_trial_plans_maps_and_orders_and_tells_time_and_memory(
-    scale, monkeypatch, tmp_path, capsys
-):
+def test_the_trial_plans_maps_and_orders_and_tells_time_and_memory(monkeypatch, tmp_path, capsys):
     out = tmp_path / "out.json"
-    assert called(scale, monkeypatch, "--simulate", 3000, "--scratch", tmp_path, "--out", out) == 0
+    assert called(monkeypatch, "--simulate", 3000, "--scratch", tmp_path, "--out", out) == 0
     found = json.loads(out.read_text())["steps"]
     assert list(found) == ["plan", "index", "map", "order"]
     assert found["plan"]["facts"]["pictures"] == 3000
@@ -40,20 +33,20 @@ def test_the_trial_plans_maps_and_orders_and_tells_time_and_memory(
 
 @pytest.mark.parametrize("limit", ["MEMORY_LIMIT", "TIME_LIMIT"])
 @pytest.mark.parametrize("step", ["plan", "order"])
-def test_a_step_over_a_limit_fails_the_trial(scale, monkeypatch, tmp_path, capsys, limit, step):
+def test_a_step_over_a_limit_fails_the_trial(monkeypatch, tmp_path, capsys, limit, step):
     found = {"seconds": 1.0, "peak": 1e6, "facts": {}}
     over = {"seconds": 601.0} if limit == "TIME_LIMIT" else {"peak": 4.1e9}
     steps = {name: dict(found) for name in scale.STEPS}
     steps[step] |= over
     steps["index"] |= over  # made up, and no part of what is tried
     monkeypatch.setattr(scale, "in_process", lambda name, *_: steps[name])
-    assert called(scale, monkeypatch, "--simulate", 5, "--scratch", tmp_path) == 1
+    assert called(monkeypatch, "--simulate", 5, "--scratch", tmp_path) == 1
     assert capsys.readouterr().out.count("over 4 GB or 600 s") == 1
     steps[step] = dict(found)
-    assert called(scale, monkeypatch, "--simulate", 5, "--scratch", tmp_path) == 0
+    assert called(monkeypatch, "--simulate", 5, "--scratch", tmp_path) == 0
 
 
-def test_made_up_pictures_make_one_plan_whatever_is_held(scale, monkeypatch, tmp_path):
+def test_made_up_pictures_make_one_plan_whatever_is_held(monkeypatch, tmp_path):
     recipe = run.load_recipe("sniper")
     monkeypatch.setattr(scale, "PART", 300)
     records = []
@@ -64,7 +57,7 @@ def test_made_up_pictures_make_one_plan_whatever_is_held(scale, monkeypatch, tmp
     assert records[0] == records[1]
 
 
-def test_made_up_boxes_lie_in_their_pictures_and_are_as_many_as_said(scale):
+def test_made_up_boxes_lie_in_their_pictures_and_are_as_many_as_said():
     part = scale.made_up_part(0, 5000)
     assert len(part.boxes) / 5000 == pytest.approx(scale.BOXES, rel=0.05)
     limits = np.stack([part.widths, part.heights] * 2, axis=1)[part.picture_of_box]
@@ -73,7 +66,7 @@ def test_made_up_boxes_lie_in_their_pictures_and_are_as_many_as_said(scale):
 
 
 @pytest.fixture
-def one(scale):
+def one():
     """Rates that are easy to reckon with."""
     return scale.Rates(
         source="nowhere", read=1e-5, plan=1e-4, write=0.36, chips=4.0, chip_bytes=4e4,
@@ -81,7 +74,7 @@ def one(scale):
     )  # fmt: skip
 
 
-def test_the_table_reckons_with_the_rates(scale, one):
+def test_the_table_reckons_with_the_rates(one):
     found = scale.of_set(1_000_000, one)
     assert found["chips"] == 6e6
     assert found["write_hours"] == pytest.approx(0.36 * 1.5 * 1e6 / 3600)
@@ -94,7 +87,7 @@ def test_the_table_reckons_with_the_rates(scale, one):
     assert large["order"] == 8 * 6e9  # too many chips for four bytes
 
 
-def test_the_table_has_every_data_set_and_every_number_of_nodes(scale, one, capsys):
+def test_the_table_has_every_data_set_and_every_number_of_nodes(one, capsys):
     found = scale.on_paper(one, cores=64, gpus=8)["sets"]
     out = capsys.readouterr().out
     for name in ("COCO", "Objects365", "OpenImages", "1 billion"):
@@ -105,7 +98,7 @@ def test_the_table_has_every_data_set_and_every_number_of_nodes(scale, one, caps
 
 
 def test_rates_come_from_a_trial_and_writing_from_the_benchmark_where_there_is_one(
-    scale, monkeypatch, tmp_path
+    monkeypatch, tmp_path
 ):
     monkeypatch.setattr(scale, "TRIED", 300)
     monkeypatch.setattr(scale, "DRAWN", 2)

@@ -1,33 +1,27 @@
 import functools
-import importlib.util
 import json
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import make_scenes
 import numpy as np
 import pytest
+from make_scenes import SIZES, draw_scene
 from PIL import Image
 from PIL.ImageFilter import MaxFilter
+from scenes.composition import Area, Canvas, plan
+from scenes.kinds import CLASSES, DECOYS, OUTLINES, SHELF_DECOYS
+from scenes.sprites import draw_object
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "make_scenes.py"
+SCRIPT = Path(make_scenes.__file__)
 FEW = ("--size", "small", "--pictures-train", "6", "--pictures-val", "3")
 
 
 @pytest.fixture(scope="module")
-def scenes():
-    spec = importlib.util.spec_from_file_location("make_scenes", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["make_scenes"] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["make_scenes"]
-
-
-@pytest.fixture(scope="module")
-def drawn(scenes):
-    return [scenes.draw_scene(scenes.SIZES["small"], "train", i) for i in range(220)]
+def drawn():
+    return [draw_scene(SIZES["small"], "train", i) for i in range(220)]
 
 
 def make(out, *options):
@@ -86,20 +80,18 @@ def test_every_class_is_drawn(drawn):
     assert counts.min() > counts.mean() / 2
 
 
-def test_a_picture_depends_on_seed_split_and_index_alone(scenes, drawn):
-    settings = scenes.SIZES["small"]
-    picture, annotations = scenes.draw_scene(settings, "train", 7)
+def test_a_picture_depends_on_seed_split_and_index_alone(drawn):
+    settings = SIZES["small"]
+    picture, annotations = draw_scene(settings, "train", 7)
     assert picture.tobytes() == drawn[7][0].tobytes()
     assert annotations == drawn[7][1]
-    assert scenes.draw_scene(settings, "val", 7)[0].tobytes() != picture.tobytes()
+    assert draw_scene(settings, "val", 7)[0].tobytes() != picture.tobytes()
 
 
-def test_a_family_differs_only_in_its_mark(scenes):
-    for family in scenes.OUTLINES:
-        kinds = [
-            k for k in scenes.CLASSES + scenes.DECOYS + scenes.SHELF_DECOYS if k.family == family
-        ]
-        first, *others = [scenes.draw_object(np.random.default_rng(3), k, 60) for k in kinds]
+def test_a_family_differs_only_in_its_mark():
+    for family in OUTLINES:
+        kinds = [k for k in CLASSES + DECOYS + SHELF_DECOYS if k.family == family]
+        first, *others = [draw_object(np.random.default_rng(3), k, 60) for k in kinds]
         touched = np.asarray(Image.fromarray(first.core).convert("L").filter(MaxFilter(3))) > 0
         for other in others:
             np.testing.assert_array_equal(first.alpha, other.alpha)
@@ -108,24 +100,24 @@ def test_a_family_differs_only_in_its_mark(scenes):
             assert not differs[~touched].any()
 
 
-def test_small_decoys_stand_apart_and_outnumber_objects(scenes):
-    whole = scenes.Area(160, 120, 160, 120)
-    items = [item for k in range(300) for item in scenes.plan(np.random.default_rng(k), whole)]
+def test_small_decoys_stand_apart_and_outnumber_objects():
+    whole = Area(160, 120, 160, 120)
+    items = [item for k in range(300) for item in plan(np.random.default_rng(k), whole)]
     groups = {}
     for item in items:
         groups.setdefault(id(item.area), set()).add(item.kind)
     del groups[id(whole)]
-    classes, decoys = set(scenes.CLASSES), set(scenes.SHELF_DECOYS)
+    classes, decoys = set(CLASSES), set(SHELF_DECOYS)
     assert all(kinds <= classes or kinds <= decoys for kinds in groups.values())
-    assert not {k.mark for k in decoys} & {k.mark for k in (*classes, *scenes.DECOYS)}
+    assert not {k.mark for k in decoys} & {k.mark for k in (*classes, *DECOYS)}
     small = [item.kind in classes for item in items if item.size < 24 and not item.crowd]
     assert 0.3 < np.mean(small) < 0.5
 
 
-def test_nothing_is_hidden_by_more_than_agreed(scenes):
+def test_nothing_is_hidden_by_more_than_agreed():
     rng = np.random.default_rng(0)
-    canvas = scenes.Canvas(np.zeros((120, 160, 3), np.float32))
-    disc = scenes.draw_object(rng, scenes.CLASSES[0], 40)
+    canvas = Canvas(np.zeros((120, 160, 3), np.float32))
+    disc = draw_object(rng, CLASSES[0], 40)
     assert canvas.place(disc, 80, 60) == 1
     before = canvas.pixels.copy(), canvas.owner.copy()
     assert canvas.place(disc, 82, 60) is None

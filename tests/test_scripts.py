@@ -1,30 +1,20 @@
 """The scripts that measure: what of them can be tested without measuring."""
 
-import importlib.util
 import json
 import subprocess
 import sys
 import time
-from pathlib import Path
 
+import gpu_check
 import pytest
-
-SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
-
-
-def script(name):
-    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
 def claims(tmp_path, monkeypatch):
     """The script, with made-up figures instead of its commands, which `claims.said` lists."""
-    claims = script("claims")
-    claims.said = []
+    import claims
+
+    monkeypatch.setattr(claims, "said", [], raising=False)
     (tmp_path / "scenes" / "annotations").mkdir(parents=True)
     for split in ("train", "val"):
         (tmp_path / "scenes" / "annotations" / f"instances_{split}.json").write_text(split)
@@ -91,7 +81,7 @@ def test_a_finished_run_of_claims_is_repeated_only_for_other_scenes_or_settings(
 
 
 def test_what_only_a_gpu_shows_is_not_measured_without_one(tmp_path):
-    line = [sys.executable, str(SCRIPTS / "gpu_check.py"), "--out", str(tmp_path / "x.json")]
+    line = [sys.executable, gpu_check.__file__, "--out", str(tmp_path / "x.json")]
     done = subprocess.run(
         line, capture_output=True, text=True, check=False, env={"CUDA_VISIBLE_DEVICES": ""}
     )
@@ -101,9 +91,8 @@ def test_what_only_a_gpu_shows_is_not_measured_without_one(tmp_path):
 
 
 def test_a_failed_part_is_told_with_its_last_words():
-    check = script("gpu_check")
     later = time.monotonic() + 60
-    told = check.run(["-c", "import sys; sys.exit('it broke')"], later)
+    told = gpu_check.run(["-c", "import sys; sys.exit('it broke')"], later)
     assert "it broke" in told
-    assert check.run(["-c", "pass"], later) is None
-    assert check.run(["-c", "pass"], 0.0) == "no time was left"
+    assert gpu_check.run(["-c", "pass"], later) is None
+    assert gpu_check.run(["-c", "pass"], 0.0) == "no time was left"

@@ -1,0 +1,1 @@
+"""The embedded scenes: see make_scenes.py."""
