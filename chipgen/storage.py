@@ -369,6 +369,6 @@ def _remote(url: str) -> tuple[Any, str]:
     try:
         return fsspec.core.url_to_fs(url)
     except ImportError as error:
-        raise Refusal(f"{url}: {error}; for S3: pip install 'fovea[s3]'") from error
+        raise Refusal(f"{url}: {error}; for S3: pip install s3fs") from error
     except ValueError as error:
         raise Refusal(f"{url}: {error}") from error

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from chipgen.arguments import add_command, add_overrides, execute, part, positive
+from chipgen.errors import Refusal
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -152,9 +153,17 @@ def _command(name: str):
     """Give a command that is imported when it runs: torch takes seconds, and --help needs none."""
 
     def run(args: argparse.Namespace) -> int:
+        import torch
+
         from infer import commands
 
-        return getattr(commands, name)(args)
+        try:
+            return getattr(commands, name)(args)
+        except torch.OutOfMemoryError as error:
+            raise Refusal(
+                f"the device has too little memory ({error}); lower infer.tile, or "
+                f"see what else runs on it"
+            ) from error
 
     return run
 

@@ -37,7 +37,7 @@ def coco_figures(
 ) -> dict[str, Any]:
     """Give COCO's twelve figures and each class's AP, from the best `most` of a picture and class.
 
-    `areas` (N,) sorts the objects into small, medium and large; see `areas_of`.
+    `areas` (N,) sorts the objects into small, medium and large; see areas.py.
     """
     _require_known_labels(annotations, detections)
     rows_of_pictures(annotations, detections)

@@ -153,7 +153,8 @@ def _training(folder: LocalFolder, name: str) -> Stage:
         said.append(f"step {entry['step']:,}, epoch {entry['epoch']:.1f}, loss {entry['loss']:.3f}")
         said.append(f"{entry['chips_per_s']:,.0f} chips/s")
     for step in reversed(saved):
-        with contextlib.suppress(ValueError):  # a damaged one, which a run passes over as well
+        # a damaged one, which a run passes over as well, or one that the run has just removed
+        with contextlib.suppress(ValueError, FileNotFoundError):
             done = checkpoint.read_record(home.sub("checkpoints"), step).done
             said.append(f"checkpoint {step:,}")
             break

@@ -224,7 +224,7 @@ def round_numbers(low: float, high: float) -> list[float]:
     """List the multiples from `low` to `high` of 1, 2 or 5 times a power of ten: four to ten."""
     span = high - low
     tens = 10.0 ** math.floor(math.log10(span / 4))
-    step = max(step for step in (tens, 2 * tens, 5 * tens) if 4 * step <= span)
+    step = max((step for step in (2 * tens, 5 * tens) if 4 * step <= span), default=tens)
     return [n * step for n in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 

@@ -44,7 +44,8 @@ def main() -> None:
     args = parser.parse_args()
     annotations = dataset.read(args.data, split_names(args.split))
     figures: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory(dir=".") as scratch:
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=args.out.parent) as scratch:
         for part in (
             lambda: {"machine": machine(), "data": Path(args.data).name},
             lambda: bench_planning(annotations),
@@ -55,8 +56,7 @@ def main() -> None:
             lambda: bench_memory(annotations, Path(scratch)),
         ):
             figures |= report(part())
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(figures, indent=1) + "\n")
+            args.out.write_text(json.dumps(figures, indent=1) + "\n")
 
 
 def machine() -> str:

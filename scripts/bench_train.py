@@ -9,14 +9,16 @@ multi-scale and single-scale training in this trainer, and by torchvision's Fast
 
 import argparse
 import dataclasses
+import functools
 import json
 import multiprocessing as mp
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import simplejpeg
 import torch
@@ -32,7 +34,7 @@ from train.index import Index, find_sets, open_index
 from train.order import Order
 from train.precision import mixed, precision_of
 from train.processes import Processes, device_name, joined
-from train.stream import ChipReader, Stream
+from train.stream import ChipReader, Loaded, Stream
 
 LOADER_PICTURES, LOADER_BATCH, WORKERS = 160, 16, 2
 LOADER_EPOCHS = 3
@@ -52,7 +54,8 @@ def main() -> None:
     args = parser.parse_args()
     annotations = dataset.read(args.data, split_names(args.split))
     figures: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory(dir=".") as scratch, joined() as processes:
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=args.out.parent) as scratch, joined() as processes:
         on_gpu = processes.device.type == "cuda"
         net = "coco-r50" if on_gpu else "scenes-small"
         parts: list[Callable[[], dict[str, Any]]] = [
@@ -69,8 +72,7 @@ def main() -> None:
             for name, value in found.items():
                 print(f"{name:36}{value:,.3f}" if isinstance(value, float) else f"{name:36}{value}")
             figures |= found
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(figures, indent=1) + "\n")
+            args.out.write_text(json.dumps(figures, indent=1) + "\n")
 
 
 def written(annotations: dataset.Annotations, folder: Path, recipe: str, *overrides: str) -> Index:
@@ -174,9 +176,25 @@ def of(recipe: str, *overrides: str) -> settings.Recipe:
 
 def trained(index: Index, recipe: settings.Recipe, processes: Processes) -> list[dict[str, Any]]:
     """Run the training loop itself; gives its log."""
-    with tempfile.TemporaryDirectory(dir=".") as folder:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        mock.patch.object(loop, "Taker", functools.partial(Settled, processes)),
+    ):
         loop.train(LocalFolder(folder), index, recipe, {}, processes, None)
         return [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text().splitlines()]
+
+
+class Settled(loop.Taker):
+    """Waits for the device before it waits for data, or both would count as waiting for data."""
+
+    def __init__(self, processes: Processes, batches: Iterator[Loaded]):
+        super().__init__(batches)
+        self._processes = processes
+
+    def take(self, count: int) -> list[Loaded]:
+        """Take batches once the step before is over."""
+        finish(self._processes)
+        return super().take(count)
 
 
 def seconds(entry: dict[str, Any], batch: int) -> float:
@@ -346,8 +364,8 @@ def bench_largest(
         recipe = of(net, "train.epochs=1", f"train.batch={2 * batch}")
         try:
             trained(short(index, 4 * batch), recipe, processes)
-        except torch.OutOfMemoryError:
-            return {"largest_batch": batch}
+        except RuntimeError as error:  # libraries on the device tell of it in words of their own
+            return {"largest_batch": batch, "beyond_it": str(error).partition("\n")[0]}
         batch *= 2
 
 

@@ -6,7 +6,11 @@ that fails is told, and the others still run.
 """
 
 import argparse
+import contextlib
 import json
+import os
+import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -18,6 +22,7 @@ import torch
 SCENES = {"bench": (160, 1), "full": (600, 120)}  # pictures to train on, and to evaluate on
 EPOCHS = 6  # of scenes-full
 TAIL = 2000  # characters of a failed command's last words
+GRACE = 15  # s that a command has to clean up when the time is up
 
 
 def main() -> None:
@@ -32,6 +37,7 @@ def main() -> None:
     found: dict[str, Any] = {"device": device_name(), "torch": torch.__version__, "failed": {}}
     end = time.monotonic() + 60 * args.minutes
     folder = args.out.parent / "gpu-check"
+    shutil.rmtree(folder / "run", ignore_errors=True)  # its figures may be of another device
     for name, commands, result in parts(folder):
         begin = time.monotonic()
         failure = next(filter(None, (run(command, end) for command in commands)), None)
@@ -88,13 +94,28 @@ def run(command: list[str], end: float) -> str | None:
     left = end - time.monotonic()
     if left <= 0:
         return "no time was left"
-    try:
-        done = subprocess.run(
-            [sys.executable, *command], capture_output=True, text=True, timeout=left, check=False
-        )
-    except subprocess.TimeoutExpired:
-        return f"{' '.join(command)}: not done when the time was up"
-    return f"{' '.join(command)}:\n{done.stderr[-TAIL:]}" if done.returncode else None
+    line = [sys.executable, *command]
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    # a session of its own, so that its workers end with it
+    with subprocess.Popen(line, **pipes, text=True, start_new_session=True) as process:
+        try:
+            told = process.communicate(timeout=left)[1]
+        except subprocess.TimeoutExpired:
+            told = _stopped(process)
+            return f"{' '.join(command)}: not done when the time was up\n{told[-TAIL:]}"
+        except KeyboardInterrupt:  # which does not reach another session by itself
+            _stopped(process)
+            raise
+    return f"{' '.join(command)}:\n{told[-TAIL:]}" if process.returncode else None
+
+
+def _stopped(process: subprocess.Popen) -> str:
+    """End a command with all that it has started, gently at first; gives what it said."""
+    for number in (signal.SIGINT, signal.SIGKILL):
+        with contextlib.suppress(subprocess.TimeoutExpired, ProcessLookupError):
+            os.killpg(process.pid, number)
+            return process.communicate(timeout=GRACE)[1]
+    return ""
 
 
 def device_name() -> str:

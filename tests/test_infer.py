@@ -496,6 +496,19 @@ def test_eval_tells_of_pictures_that_can_not_be_read(run, tmp_path, capsys):
     assert json.loads(out.read_text())["level0"]["pictures"] == 3
 
 
+def test_too_little_memory_on_the_device_is_told_with_what_helps(
+    run, photos, tmp_path, capsys, monkeypatch
+):
+    def full(*_):
+        raise torch.OutOfMemoryError("tried to allocate 2 GiB")
+
+    monkeypatch.setattr("infer.cascade.draw", full)
+    assert detect(run, photos / "a.jpg", "--out", tmp_path) == 1
+    told = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "tried to allocate 2 GiB" in told
+    assert "infer.tile" in told
+
+
 def test_eval_refuses_other_classes(run, tmp_path, capsys):
     data = made_up.coco(tmp_path / "data", 2, split="val")
     path = data / "annotations" / "instances_val.json"

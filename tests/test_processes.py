@@ -3,6 +3,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
+
+from chipgen.errors import Refusal
+from train.processes import joined
 
 COUNT = """
 import numba, torch
@@ -20,6 +24,14 @@ def test_kernels_and_torch_have_the_same_number_of_threads():
         line = [sys.executable, "-c", COUNT]
         said = subprocess.run(line, env=environment, capture_output=True, text=True, check=True)
         assert said.stdout.strip() == given
+
+
+def test_a_process_without_a_gpu_of_its_own_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(Refusal, match=r"process 2 .* torch sees 2"), joined():
+        pass
 
 
 OUTLIVE = """

@@ -96,3 +96,14 @@ def test_a_failed_part_is_told_with_its_last_words():
     assert "it broke" in told
     assert gpu_check.run(["-c", "pass"], later) is None
     assert gpu_check.run(["-c", "pass"], 0.0) == "no time was left"
+
+
+def test_nothing_outlives_a_part_whose_time_is_up(monkeypatch):
+    monkeypatch.setattr(gpu_check, "GRACE", 1)
+    deaf = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); {}time.sleep(1000)"
+    worker = f"subprocess.Popen([sys.executable, '-c', '{deaf.format('')}'])"
+    words = "print('its last words', file=sys.stderr, flush=True)"
+    start = f"import subprocess, sys; {worker}; {words}; "
+    told = gpu_check.run(["-c", deaf.format(start)], time.monotonic() + 3)
+    assert "not done when the time was up" in told
+    assert "its last words" in told  # which are heard when nobody holds the pipe any more

@@ -13,6 +13,7 @@ from torchvision.ops import batched_nms
 from chipgen.errors import Refusal
 from chipgen.storage import LocalFolder
 from train import checkpoint, loop, losses, warp
+from train.__main__ import main
 from train.index import find_sets, open_index
 from train.meter import KINDS, Meter, Told
 from train.order import Order
@@ -227,3 +228,17 @@ def test_eight_pictures_are_learned_by_heart(tmp_path):
     recipe = load_recipe("scenes-small", quiet)
     index = open_index(find_sets(str(shards / "shards")))
     assert evaluated(recipe, index, state) >= 0.95
+
+
+def test_too_little_memory_on_the_device_is_told_with_what_helps(
+    material, tmp_path, capsys, monkeypatch
+):
+    def full(*_):
+        raise torch.OutOfMemoryError("tried to allocate 2 GiB")
+
+    monkeypatch.setattr(loop, "build", full)
+    (tmp_path / "shards").symlink_to(material[0] / "shards")
+    assert main([str(tmp_path), "--recipe", str(material[1])]) == 1
+    told = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "tried to allocate 2 GiB" in told
+    assert "train.pass_chips" in told

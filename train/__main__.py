@@ -32,7 +32,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Train as the arguments say."""
-    from train import checkpoint, loop  # torch takes seconds, and --help needs none of it
+    import torch  # it takes seconds, and --help needs none of it
+
+    try:
+        return trained(args)
+    except torch.OutOfMemoryError as error:
+        raise Refusal(
+            f"the device has too little memory ({error}); lower train.pass_chips, which "
+            f"leaves the batch as it is, or set model.checkpointing = true"
+        ) from error
+
+
+def trained(args: argparse.Namespace) -> int:
+    """Train, and tell how it ended."""
+    from train import checkpoint, loop
     from train.hold import Hold
     from train.index import find_sets, open_index
     from train.processes import joined

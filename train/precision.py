@@ -1,11 +1,17 @@
 """In what precision a device computes."""
 
+from typing import Protocol
+
 import torch
 
-from train.settings import TrainSettings
+
+class Settings(Protocol):
+    """What settings of training and of inference share."""
+
+    precision: str
 
 
-def precision_of(settings: TrainSettings, device: torch.device) -> torch.dtype:
+def precision_of(settings: Settings, device: torch.device) -> torch.dtype:
     """Give the type to compute in; "auto" is bf16 where that is faster."""
     if settings.precision != "auto":
         return {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}[

@@ -12,6 +12,8 @@ import numba
 import torch
 import torch.distributed as dist
 
+from chipgen.errors import Refusal
+
 PATIENCE = datetime.timedelta(minutes=30)  # for what watch.py, which knows more, does not end
 GRACE = 30  # s between two looks of a loader's worker, told to end, whether its run lives
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -68,6 +70,11 @@ def joined() -> Iterator[Processes]:
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     cuda = torch.cuda.is_available()
     local = int(os.environ.get("LOCAL_RANK", "0"))
+    if cuda and local >= torch.cuda.device_count():
+        raise Refusal(
+            f"process {local} of this machine has no GPU of its own: torch sees "
+            f"{torch.cuda.device_count()}; start as many processes as there are GPUs"
+        )
     device = torch.device("cuda", local) if cuda else torch.device("cpu")
     agree_on_threads()
     if cuda:
