@@ -1,5 +1,6 @@
 """Pictures in, from wherever they come: decoded in threads, in order, a bounded number ahead."""
 
+import itertools
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -44,14 +45,17 @@ class Decoded:
 
 
 def decoded(pictures: Iterable[Picture], max_pixels: float) -> Iterator[Decoded]:
-    """Decode pictures in threads; the order is kept, and a broken one is told, not raised."""
+    """Decode pictures in threads; the order is kept, and a broken one is told, not raised.
+
+    Arrays and tensors are copied as they are taken: who gives them may write the next one there.
+    """
     waiting: deque[Future] = deque()
     pictures = iter(pictures)
     with ThreadPoolExecutor(THREADS, "decode") as threads:
         try:
             while True:
-                while len(waiting) < AHEAD and (picture := next(pictures, None)) is not None:
-                    waiting.append(threads.submit(_decode, picture, max_pixels))
+                for picture in itertools.islice(pictures, AHEAD - len(waiting)):
+                    waiting.append(threads.submit(_decode, picture, _own(picture), max_pixels))
                 if not waiting:
                     return
                 yield waiting.popleft().result()
@@ -60,13 +64,19 @@ def decoded(pictures: Iterable[Picture], max_pixels: float) -> Iterator[Decoded]
                 future.cancel()
 
 
-def _decode(picture: Picture, max_pixels: float) -> Decoded:
+def _own(picture: Picture) -> np.ndarray | torch.Tensor | None:
+    """Copy pixels that are given as such; torch takes neither mirrored nor read-only ones."""
+    if isinstance(picture, np.ndarray):
+        return picture.copy()
+    return picture.clone() if isinstance(picture, torch.Tensor) else None
+
+
+def _decode(picture: Picture, own: np.ndarray | torch.Tensor | None, max_pixels: float) -> Decoded:
     try:
-        if isinstance(picture, np.ndarray | torch.Tensor):
-            pixels = _checked(picture)
-            if isinstance(pixels, np.ndarray):  # torch takes neither mirrored nor read-only ones
-                pixels = np.require(pixels, requirements="CW")
-            return Decoded(picture, pixels, None)
+        if own is not None:
+            return Decoded(picture, _checked(own), None)
+        if not isinstance(picture, Source | str | Path):  # None is what some readers give
+            return Decoded(picture, None, f"{picture!r:.50} is no picture")
         if isinstance(picture, Source):
             data, size = read_listed_picture(picture.folder, picture.name), picture.size
         else:

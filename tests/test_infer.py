@@ -88,6 +88,29 @@ def test_mirrored_and_read_only_arrays_are_pictures_as_well(run):
     assert next(iter(detector(fixed))).error is None
 
 
+@pytest.mark.parametrize("kind", [np.asarray, torch.as_tensor])
+def test_an_array_may_hold_the_next_picture_when_the_next_one_is_asked_for(run, kind):
+    detector = Detector.load(run)
+    pictures = [np.array(made_up.noise(*WIDE, seed)) for seed in range(6)]
+    buffer = np.zeros_like(pictures[0])
+
+    def filled():
+        for picture in pictures:
+            buffer[:] = picture
+            yield kind(buffer)
+
+    for apart, together in zip(detector(pictures), detector(filled()), strict=True):
+        np.testing.assert_array_equal(apart.boxes, together.boxes)
+
+
+def test_what_is_no_picture_is_told_and_the_others_go_on(run):
+    pixels = np.array(made_up.noise(*WIDE))
+    first, none, last = Detector.load(run)([pixels, None, pixels])
+    assert none.error == "None is no picture"
+    np.testing.assert_array_equal(first.boxes, last.boxes)
+    assert len(last.boxes)
+
+
 @pytest.mark.parametrize(
     "pixels", [np.zeros((8, 8, 4), np.uint8), np.zeros((8, 8, 3)), np.zeros((0, 8, 3), np.uint8)]
 )
