@@ -9,7 +9,7 @@ import gc
 import json
 import operator
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -43,6 +43,9 @@ class _Category(msgspec.Struct):
 _Odd = list | int | float | str | bool | None  # what may stand where an object should
 
 
+Parsed = TypeVar("Parsed")
+
+
 class _File(msgspec.Struct):
     images: list[_Picture | _Odd]
     annotations: list[_Annotation | _Odd]
@@ -51,25 +54,31 @@ class _File(msgspec.Struct):
 
 def read_split(layout: Layout, split: Split) -> RawSplit:
     """Read the json of a split."""
+    data, where = read_json(layout, split)
+    with _without_gc():
+        return _columns(parse(data, where, _File), where)
+
+
+def read_json(layout: Layout, split: Split) -> tuple[bytes, str]:
+    """Read a json file of annotations: its bytes, and its name for messages."""
     folder, name = layout.part(split.annotations)
     where = f"{folder}/{name}"
     try:
-        data = folder.read(name)
+        return folder.read(name), where
     except (FileNotFoundError, IsADirectoryError) as error:
         raise Refusal(f"annotations {where}: no such file") from error
-    with _without_gc():
-        return _columns(_parse(data, where), where)
 
 
-def _parse(data: bytes, where: str) -> _File:
+def parse(data: bytes, where: str, kind: type[Parsed]) -> Parsed:
+    """Read of a json what a struct names; NaN and Infinity are let in."""
     try:
-        return msgspec.json.decode(data, type=_File)
+        return msgspec.json.decode(data, type=kind)
     except msgspec.ValidationError as error:
         raise Refusal(f"annotations {where}: not COCO: {error}") from error
     except (msgspec.DecodeError, UnicodeDecodeError):
         pass  # Python's own writer puts NaN and Infinity into json, which the fast parser refuses
     try:
-        return msgspec.convert(json.loads(data), type=_File)
+        return msgspec.convert(json.loads(data), type=kind)
     except msgspec.ValidationError as error:
         raise Refusal(f"annotations {where}: not COCO: {error}") from error
     except (ValueError, RecursionError) as error:

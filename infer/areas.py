@@ -3,7 +3,6 @@
 N objects of all pictures; areas are float64 picture px^2.
 """
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,9 +10,8 @@ import msgspec
 import numpy as np
 
 from chipgen import boxes as box_math
-from chipgen import layout, raw
+from chipgen import coco, layout, raw
 from chipgen.dataset import Annotations
-from chipgen.errors import Refusal
 
 
 class _Annotation(msgspec.Struct, gc=False):
@@ -45,7 +43,9 @@ def areas_of(where: str, splits: Sequence[str], annotations: Annotations) -> np.
     for name in splits:
         left = np.flatnonzero(split_of_box == name)  # objects whose file is still to come
         for file in found.files(found.split(name)):
-            ids, pictures, listed = _listed(_decoded(found, file))
+            ids, pictures, listed = _listed(
+                coco.parse(*coco.read_json(found, file), _AnnotationFile).annotations
+            )
             if not len(ids):
                 continue
             place = np.searchsorted(ids, annotations.annotation_ids[left])
@@ -70,23 +70,3 @@ def _listed(entries: list) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     ids, _ = raw.ids(values)
     ids, first = np.unique(ids, return_index=True)  # of those that share an id, the first is kept
     return ids, pictures[first], areas[first]
-
-
-def _decoded(found: layout.Layout, file: layout.Split) -> list:
-    """Read the annotations of a json, skipping all that `_Annotation` does not name."""
-    folder, name = found.part(file.annotations)
-    where = f"{folder}/{name}"
-    try:
-        data = folder.read(name)
-    except (FileNotFoundError, IsADirectoryError) as error:
-        raise Refusal(f"annotations {where}: no such file") from error
-    try:
-        try:
-            return msgspec.json.decode(data, type=_AnnotationFile).annotations
-        except msgspec.ValidationError:
-            raise
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            # Python's own writer puts NaN and Infinity into json, which the fast parser refuses
-            return msgspec.convert(json.loads(data), type=_AnnotationFile).annotations
-    except (msgspec.ValidationError, ValueError, RecursionError) as error:
-        raise Refusal(f"annotations {where}: not COCO: {error}") from error
