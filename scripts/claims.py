@@ -99,14 +99,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", default="data/scenes-small", help="the embedded scenes")
     parser.add_argument("--out", type=Path, default=Path("runs/claims"), help="folder of the runs")
-    parser.add_argument("--seeds", type=int, default=3, help="of each strategy (default: 3)")
+    parser.add_argument(
+        "--seeds", type=seeds_of, default="0,1,2", help="of each strategy (default: 0,1,2)"
+    )
     parser.add_argument("--only", help="strategies to run, with commas between (default: all)")
     args = parser.parse_args()
     names = args.only.split(",") if args.only else list(STRATEGIES)
     unknown = [name for name in names if name not in STRATEGIES]
     if unknown:
         raise SystemExit(f"claims: {unknown[0]}: not one of {', '.join(STRATEGIES)}")
-    for seed in range(args.seeds):
+    for seed in args.seeds:
         for name in names:
             run_one(name, seed, args.data, args.out)
             table = collect(args.out, args.data)
@@ -115,13 +117,36 @@ def main() -> None:
     print(report(table))
 
 
+def seeds_of(text: str) -> list[int]:
+    """Read seeds with commas between."""
+    return [int(word) for word in text.split(",")]
+
+
 def run_one(name: str, seed: int, data: str, out: Path) -> None:
     """Bring one run to its end: chips, training, evaluation."""
     strategy, run = STRATEGIES[name], out / f"{name}-{seed}"
     source = source_of(strategy, data)
     if is_finished(run, source):
         return
-    sniper = out / f"sniper-{seed}"
+    settings = make_chips(name, seed, data, out)
+    epochs = EPOCHS
+    if name != "sniper" and strategy.budget is not None:
+        make_chips("sniper", seed, data, out)
+        wanted = EPOCHS * pixels(out / f"sniper-{seed}") * strategy.budget
+        epochs = max(1, round(wanted / pixels(run)))
+    schedule = [f"--set=train.epochs={epochs}", f"--set=train.drops=[[{DROP * epochs}, 0.1]]"]
+    module("train", run, *settings, *schedule, f"--set=train.seed={seed}", "--resume")
+    modes = [f"--mode={mode}" for mode in strategy.modes]
+    module("infer", "eval", run, "--data", data, *modes, *settings)
+    for point, text in strategy.focus:
+        at = "--recipe", RECIPE, f"--set={text}", "--out", run / f"eval-{point}.json"
+        module("infer", "eval", run, "--data", data, "--mode=autofocus", *at)
+    (run / "claim.json").write_text(json.dumps({"source": source}) + "\n")
+
+
+def make_chips(name: str, seed: int, data: str, out: Path) -> list[str]:
+    """Cut the chips of a run; gives the settings that all its steps share."""
+    strategy, run = STRATEGIES[name], out / f"{name}-{seed}"
     sets = [f"--set={text}" for text in (*strategy.settings, f"chips.seed={seed}")]
     settings = ["--recipe", RECIPE, *sets]
     module("chipgen", "plan", run, "--data", data, *settings)
@@ -133,20 +158,7 @@ def run_one(name: str, seed: int, data: str, out: Path) -> None:
     if strategy.negatives != "none":
         module("chipgen", "negatives", run)
         module("chipgen", "write", run, "--kind", "negative")
-    epochs = EPOCHS
-    if name != "sniper" and strategy.budget is not None:
-        if not sniper.is_dir():
-            raise SystemExit(f"claims: {name} needs the budget of sniper: run that first")
-        wanted = EPOCHS * pixels(sniper) * strategy.budget
-        epochs = max(1, round(wanted / pixels(run)))
-    schedule = [f"--set=train.epochs={epochs}", f"--set=train.drops=[[{DROP * epochs}, 0.1]]"]
-    module("train", run, *settings, *schedule, f"--set=train.seed={seed}", "--resume")
-    modes = [f"--mode={mode}" for mode in strategy.modes]
-    module("infer", "eval", run, "--data", data, *modes, *settings)
-    for point, text in strategy.focus:
-        at = "--recipe", RECIPE, f"--set={text}", "--out", run / f"eval-{point}.json"
-        module("infer", "eval", run, "--data", data, "--mode=autofocus", *at)
-    (run / "claim.json").write_text(json.dumps({"source": source}) + "\n")
+    return settings
 
 
 def source_of(strategy: Strategy, data: str) -> str:

@@ -80,6 +80,17 @@ def test_a_finished_run_of_claims_is_repeated_only_for_other_scenes_or_settings(
     assert (commands(), commands()) == (first, 0)
 
 
+def test_the_budget_of_claims_needs_the_chips_of_sniper_but_no_training_on_them(
+    claims, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(claims, "pixels", lambda run: {"sniper-1": 1.0, "snip-1": 1.5}[run.name])
+    claims.run_one("snip", 1, str(tmp_path / "scenes"), tmp_path)
+    trained = [words for words in claims.said if words[0] == "train"]
+    assert [words[1].name for words in trained] == ["sniper-1", "snip-1"]
+    assert "--set=train.task=rpn" in trained[0]
+    assert "--set=train.epochs=40" in trained[1]  # three times the pixels of 20 epochs of sniper
+
+
 def test_what_only_a_gpu_shows_is_not_measured_without_one(tmp_path):
     line = [sys.executable, gpu_check.__file__, "--out", str(tmp_path / "x.json")]
     done = subprocess.run(
