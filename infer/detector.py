@@ -17,7 +17,7 @@ from infer.cascade import AUTOFOCUS, PYRAMID, Flight, Machine, fly, suppressed
 from infer.detections import Detections
 from infer.fold import fold
 from infer.network import Network
-from infer.pictures import Picture, decoded
+from infer.pictures import Decoded, Picture, decoded, groups
 from infer.settings import InferSettings
 from train import checkpoint
 from train.assign import LabelSettings
@@ -29,8 +29,6 @@ from train.processes import agree_on_threads
 
 # Canvas px of one batch. Small chips fill even a CPU only in company; large regions gain nothing.
 AT_ONCE = {"cpu": 600_000, "cuda": 8_000_000}
-GROUP = 64  # pictures that fly together, so that batches fill up,
-GROUP_PIXELS = {"cpu": 16_000_000, "cuda": 64_000_000}  # with at most so many px, or one alone
 
 
 @dataclass(frozen=True)
@@ -119,19 +117,11 @@ class Detector:
         known = (AUTOFOCUS, PYRAMID, *range(len(self.settings.levels)))
         if mode not in known:
             raise Refusal(f"mode {mode!r} is none of {', '.join(map(str, known))}")
-        group, pixels = [], 0
-        most = GROUP_PIXELS[self.device.type]
-        for one in decoded(pictures, self.settings.max_megapixels * 1e6):
-            size = 0 if one.pixels is None else one.pixels.shape[0] * one.pixels.shape[1]
-            if group and (pixels + size > most or len(group) == GROUP):
-                yield from self._results(group, mode)
-                group, pixels = [], 0
-            group.append(one)
-            pixels += size
-        if group:
+        found = decoded(pictures, self.settings.max_megapixels * 1e6)
+        for group in groups(found, self.device):
             yield from self._results(group, mode)
 
-    def _results(self, group: list, mode: str | int) -> Iterator[Result]:
+    def _results(self, group: list[Decoded], mode: str | int) -> Iterator[Result]:
         tensors = [
             torch.as_tensor(one.pixels).to(self.device, non_blocking=True)
             for one in group

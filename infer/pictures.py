@@ -1,6 +1,7 @@
 """Pictures in, from wherever they come: decoded in threads, in order, a bounded number ahead."""
 
 import itertools
+import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,8 +16,10 @@ from chipgen import codec
 from chipgen.errors import PictureError, Refusal
 from chipgen.storage import Folder, LocalFolder, read_listed_picture, read_picture
 
-THREADS = 2
-AHEAD = 4  # pictures that are decoded before they are asked for
+MOST_THREADS = 8  # that decode, at most, and no more than cores
+AHEAD = 2  # pictures more than threads are decoded before they are asked for
+GROUP = 256  # pictures that fly together, so that batches fill up,
+GROUP_PIXELS = {"cpu": 16_000_000, "cuda": 64_000_000}  # with at most so many px, or one alone
 
 
 @dataclass(frozen=True)
@@ -51,10 +54,11 @@ def decoded(pictures: Iterable[Picture], max_pixels: float) -> Iterator[Decoded]
     """
     waiting: deque[Future] = deque()
     pictures = iter(pictures)
-    with ThreadPoolExecutor(THREADS, "decode") as threads:
+    count = min(MOST_THREADS, os.cpu_count() or 1)
+    with ThreadPoolExecutor(count, "decode") as threads:
         try:
             while True:
-                for picture in itertools.islice(pictures, AHEAD - len(waiting)):
+                for picture in itertools.islice(pictures, count + AHEAD - len(waiting)):
                     waiting.append(threads.submit(_decode, picture, _own(picture), max_pixels))
                 if not waiting:
                     return
@@ -62,6 +66,20 @@ def decoded(pictures: Iterable[Picture], max_pixels: float) -> Iterator[Decoded]
         finally:
             for future in waiting:
                 future.cancel()
+
+
+def groups(pictures: Iterable[Decoded], device: torch.device) -> Iterator[list[Decoded]]:
+    """Put pictures in groups that a device takes on at once, in order."""
+    group, pixels = [], 0
+    for one in pictures:
+        size = 0 if one.pixels is None else one.pixels.shape[0] * one.pixels.shape[1]
+        if group and (pixels + size > GROUP_PIXELS[device.type] or len(group) == GROUP):
+            yield group
+            group, pixels = [], 0
+        group.append(one)
+        pixels += size
+    if group:
+        yield group
 
 
 def _own(picture: Picture) -> np.ndarray | torch.Tensor | None:

@@ -5,10 +5,11 @@ proposals.parquet, and last proposals.json, which says what they were made from.
 there is not made again.
 """
 
+import dataclasses
 import hashlib
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -25,12 +26,11 @@ from chipgen.run import PlanRecord
 from chipgen.sealed import sealed, unsealed
 from chipgen.storage import Folder, digest_of, open_folder
 from chipgen.tables import create_table, open_table, read_table, table_bytes
-from infer import stack
-from infer.cascade import Flight, Machine, Window, batches, regions_in
-from infer.crop import draw
+from infer.cascade import Flight, Machine, fly
 from infer.detector import AT_ONCE, model_of
 from infer.focus import FocusSettings
-from infer.pictures import Source, decoded
+from infer.network import Seen
+from infer.pictures import Source, decoded, groups
 from infer.settings import InferSettings
 from train import checkpoint
 from train.detector.model import Detector as Model
@@ -163,7 +163,7 @@ class Proposer:
         agree_on_threads()
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = model.to(self.device, memory_format=torch.channels_last).eval()
-        self.settings = settings
+        self.settings = dataclasses.replace(settings, min_score=0.0)
         precision = precision_of(settings, self.device)
         self.machine = Machine(self._look, model.stride, precision, AT_ONCE[self.device.type])
 
@@ -174,67 +174,58 @@ class Proposer:
         columns: dict[str, list[np.ndarray]] = {name: [] for name in PROPOSALS}
         rejected = {}
         sources = sources_of(annotations)
-        for one in decoded(sources, self.settings.max_megapixels * 1e6):
-            on_picture()
-            if one.pixels is None:
-                rejected[str(one.picture)] = one.error
-                continue
-            for level, (boxes, scores) in enumerate(self(one.pixels)):
-                columns["picture_id"].append(np.full(len(boxes), one.picture.picture_id, np.int64))
-                columns["level"].append(np.full(len(boxes), level, np.int16))
-                for k, name in enumerate(("x1", "y1", "x2", "y2")):
-                    columns[name].append(boxes[:, k])
-                columns["score"].append(scores)
+        for group in groups(decoded(sources, self.settings.max_megapixels * 1e6), self.device):
+            whole = [one for one in group if one.pixels is not None]
+            rejected |= {str(one.picture): one.error for one in group if one.pixels is None}
+            for one, levels in zip(whole, self([one.pixels for one in whole]), strict=True):
+                for level, (boxes, scores) in enumerate(levels):
+                    count, picture_id = len(boxes), one.picture.picture_id
+                    columns["picture_id"].append(np.full(count, picture_id, np.int64))
+                    columns["level"].append(np.full(count, level, np.int16))
+                    for k, name in enumerate(("x1", "y1", "x2", "y2")):
+                        columns[name].append(boxes[:, k])
+                    columns["score"].append(scores)
+            for _ in group:
+                on_picture()
         kinds = {"picture_id": np.int64, "level": np.int16}
-        whole = {
+        table = {
             name: np.concatenate([np.zeros(0, kinds.get(name, np.float32)), *parts])
             for name, parts in columns.items()
         }
-        return pa.table(whole), rejected
+        return pa.table(table), rejected
 
-    def __call__(self, pixels: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Propose in one picture: by level, boxes (n, 4) in picture px, best first, and scores."""
-        flight = Flight.start(torch.as_tensor(pixels).to(self.device), self.settings)
-        for level in range(len(self.settings.levels)):
-            scale = flight.scales[level]
-            windows = flight.whole(level)
-            regions = regions_in(0, windows, scale, self.machine.stride, self.settings)
-            boxes, scores = [], []
-            for shape, batch in batches(regions, self.settings.step, self.machine):
-                canvases = draw([flight.pixels], batch, shape, self.machine.dtype)
-                found = self._look(canvases, [region.window for region in batch])
-                for region, *of_region in zip(batch, *found, strict=True):
-                    on_canvas, logits, there = (values.cpu().numpy() for values in of_region)
-                    on_canvas = on_canvas + np.tile(region.window[:2], 2).astype(np.float32)
-                    canvas = tuple(flight.canvases[level].tolist())
-                    there &= stack.inside(on_canvas, region.window, canvas, self.settings.border)
-                    boxes.append(on_canvas[there])
-                    scores.append(1 / (1 + np.exp(-logits[there])))
-            yield self._best(np.concatenate(boxes), np.concatenate(scores), scale, len(regions))
+    def __call__(
+        self, pictures: Sequence[np.ndarray]
+    ) -> Iterator[list[tuple[np.ndarray, np.ndarray]]]:
+        """Propose in pictures: by level, boxes (n, 4) in picture px, best first, and scores (n,)."""
+        there = [torch.as_tensor(pixels).to(self.device) for pixels in pictures]
+        levels = range(len(self.settings.levels))
+        by_level = [fly(there, self.machine, self.settings, level) for level in levels]
+        for flights in zip(*by_level, strict=True):
+            yield [self._best(flight) for flight in flights]
 
     @torch.inference_mode()
-    def _look(self, canvases: torch.Tensor, windows: list[Window]) -> tuple[torch.Tensor, ...]:
-        """Give boxes (b, P, 4) in canvas px, logits (b, P), and which are there (b, P)."""
-        content = torch.tensor([w[2:] for w in windows], dtype=torch.float32).to(self.device)
+    def _look(self, canvases: torch.Tensor, content: torch.Tensor) -> Seen:
+        """Take what the RPN says of canvases for detections of one class."""
         with mixed(self.machine.dtype, self.device):
             maps = self.model.backbone(canvases)
             count = self.settings.proposals_of(canvases.shape[2:])
             boxes, logits, there = self.model.propose(maps, content, count)
-        return boxes.float(), logits.float(), there
+        scores = logits.float().sigmoid() * there
+        focus = scores.new_zeros((len(canvases), *maps[0].shape[2:]))
+        return Seen(boxes.float()[:, :, None], scores[..., None], focus)
 
-    def _best(
-        self, boxes: np.ndarray, scores: np.ndarray, scale: np.ndarray, tiles: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Sort the proposals of a level, without what neighbouring tiles both found."""
+    def _best(self, flight: Flight) -> tuple[np.ndarray, np.ndarray]:
+        """Sort the proposals of a picture, without what neighbouring tiles both found."""
+        boxes, scores, _ = flight.found()
         order = np.argsort(-scores, kind="stable")
-        boxes, scores = boxes[order].astype(np.float32), scores[order].astype(np.float32)
-        if tiles > 1:
+        boxes, scores = boxes[order], scores[order]
+        if len(flight.boxes) > 1:
             there = torch.ones((1, len(boxes)), dtype=torch.bool)
             overlap = self.model.settings.proposal_iou
             kept = suppress(torch.from_numpy(boxes)[None], there, overlap, LEVEL_MOST)[0].numpy()
             boxes, scores = boxes[kept], scores[kept]
-        boxes = boxes[:LEVEL_MOST] / np.tile(scale, 2)
-        return boxes.astype(np.float32), scores[:LEVEL_MOST]
+        return boxes[:LEVEL_MOST], scores[:LEVEL_MOST]
 
 
 def sources_of(annotations: Annotations) -> Iterator[Source]:

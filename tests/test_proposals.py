@@ -134,8 +134,21 @@ def test_tiles_of_a_large_picture_propose_once():
         Proposer(inferring.model(classes=0), inferring.pyramid(tile=tile, overlap=32))
         for tile in (2048, 96)
     )
-    for (boxes, scores), (parts, _) in zip(whole(pixels), tiled(pixels), strict=True):
+    (of_whole,), (of_tiles,) = whole([pixels]), tiled([pixels])
+    for (boxes, scores), (parts, _) in zip(of_whole, of_tiles, strict=True):
         assert (np.diff(scores) <= 0).all()
         assert len(boxes) <= LEVEL_MOST
         assert len(parts) <= LEVEL_MOST
         assert (parts[:, 2:] > parts[:, :2]).all()
+
+
+def test_pictures_propose_the_same_alone_and_in_company():
+    proposer = Proposer(inferring.model(classes=0), inferring.pyramid(tile=128, overlap=32))
+    pictures = [np.array(made_up.noise(*size)) for size in ((300, 200), (64, 64), (200, 300))]
+    together = list(proposer(pictures))
+    assert list(proposer([])) == []
+    for pixels, in_company in zip(pictures, together, strict=True):
+        (alone,) = proposer([pixels])
+        for level, other in zip(alone, in_company, strict=True):
+            for values, others in zip(level, other, strict=True):
+                np.testing.assert_allclose(values, others, atol=1e-3)
