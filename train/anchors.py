@@ -4,9 +4,12 @@ import math
 
 import torch
 
+from train.constants import kept
+
 LARGEST = math.log(1000 / 16)  # of a predicted log scale, so that exp stays finite
 
 
+@kept
 def grid(
     rows: int,
     columns: int,

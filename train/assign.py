@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from train.constants import kept
 from train.nearest import nearest, overlaps
 from train.warp import Targets, areas
 
@@ -65,8 +66,7 @@ def sample(
     the choice does not depend on how the batch is spread over processes.
     """
     count = labels.shape[1]
-    order = torch.rand(count, generator=torch.Generator().manual_seed(count)).to(labels.device)
-    keys = (order + draws[:, None]) % 1  # (b, A)
+    keys = (_order(count, labels.device) + draws[:, None]) % 1  # (b, A)
     most = min(settings.anchors_positive, count), min(settings.anchors, count)
     positive, places_positive = torch.where(labels == 1, keys, 2).topk(most[0], largest=False)
     negative, places_negative = torch.where(labels == 0, keys, 2).topk(most[1], largest=False)
@@ -76,6 +76,12 @@ def sample(
     return torch.cat([places_positive, places_negative], 1), torch.cat(
         [taken, (negative < 2) & first], 1
     )
+
+
+@kept
+def _order(count: int, device: torch.device) -> torch.Tensor:
+    """Give the order of anchors, a random number for each, (A,)."""
+    return torch.rand(count, generator=torch.Generator().manual_seed(count)).to(device)
 
 
 def roi_labels(

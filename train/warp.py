@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields, replace
 
 import torch
 
+from train.constants import constant
 from train.resize import by_taps
 from train.stream import Batch
 
@@ -91,9 +92,9 @@ def collage(
         y, x = row * cell[0], column * cell[1]
         part = stitched[:, :, y : y + cell[0], x : x + cell[1]]
         of_cell = _draw(batch, part, settings, zoom)
-        shift = torch.tensor([x, y] * 2, dtype=torch.float32, device=device)
+        shift = constant((x, y) * 2, device)
         targets.append(replace(of_cell, boxes=of_cell.boxes + shift))
-    whole = torch.tensor(canvas[::-1], dtype=torch.float32, device=device)
+    whole = constant(canvas[::-1], device)
     joined = replace(
         _joined(targets, 1, smallest),
         content=whole.expand(len(stitched), 2),
@@ -271,8 +272,8 @@ def _weights(
 def _normalised(batch: Batch, settings: AugmentSettings, dtype: torch.dtype) -> torch.Tensor:
     """Vary colours and normalise, (b, H, W * 3); bf16 holds all grey levels."""
     device, width = batch.pixels.device, batch.pixels.shape[2]
-    lowest = torch.tensor(MEAN, dtype=dtype, device=device).repeat(width)
-    by = (1 / torch.tensor(STD, device=device)).to(dtype).repeat(width)
+    lowest = constant(MEAN, device, dtype).repeat(width)
+    by = (1 / constant(STD, device)).to(dtype).repeat(width)
     pixels = _varied(batch, settings, dtype) if settings.varies else batch.pixels.to(dtype)
     return (pixels.flatten(2) - lowest) * by  # rows of W * 3: three at a time take 5 times as long
 
@@ -284,10 +285,10 @@ def _varied(batch: Batch, settings: AugmentSettings, dtype: torch.dtype) -> torc
     shift for each chip.
     """
     device = batch.pixels.device
-    mean = torch.tensor(MEAN, dtype=dtype, device=device)
-    spread = torch.tensor([settings.brightness, settings.contrast, settings.colour], device=device)
+    mean = constant(MEAN, device, dtype)
+    spread = constant((settings.brightness, settings.contrast, settings.colour), device)
     brightness, contrast, colour = (1 + (2 * batch.draws[:, 1:4] - 1) * spread).unbind(1)
-    grey = torch.tensor(LUMA, device=device).expand(3, 3)
+    grey = constant(LUMA, device).expand(3, 3)
     mix = colour[:, None, None] * (torch.eye(3, device=device) - grey) + grey  # (b, 3, 3)
     mix = (mix * (contrast * brightness)[:, None, None]).to(dtype)
     shift = mean * ((1 - contrast) * brightness)[:, None]  # (b, 3)
