@@ -88,7 +88,11 @@ def fly(
             flight.regions[level] = _to_picture(windows, flight.scales[level])
             flight.processed[level] = 0
             flight.maps[level] = _blank(flight.canvases[level], machine.stride)
-            regions += regions_in(number, windows, flight.scales[level], machine.stride, settings)
+            regions += [
+                Region(number, tile, tuple(flight.scales[level].tolist()))
+                for window in windows
+                for tile in tiles(window, settings.tile, settings.overlap, machine.stride)
+            ]
         limits = settings.levels[level].range if len(levels) > 1 else (0.0, np.inf)
         for shape, batch in batches(regions, settings.step, machine):
             canvases = draw(pictures, batch, shape, machine.dtype)
@@ -96,17 +100,6 @@ def fly(
             seen = machine.look(canvases, content.to(canvases.device, non_blocking=True))
             _keep(seen, batch, flights, level, limits, machine.stride, settings)
     return flights
-
-
-def regions_in(
-    picture: int, windows: list[Window], scale: np.ndarray, stride: int, settings: InferSettings
-) -> list[Region]:
-    """Make the regions of a picture's windows, cut into tiles where they are long."""
-    return [
-        Region(picture, tile, tuple(scale.tolist()))
-        for window in windows
-        for tile in tiles(window, settings.tile, settings.overlap, stride)
-    ]
 
 
 def focused(flight: Flight, level: int, stride: int, settings: InferSettings) -> list[Window]:
@@ -121,15 +114,14 @@ def focused(flight: Flight, level: int, stride: int, settings: InferSettings) ->
     edges = found * np.tile(cell, 2)  # (n, 4)
     canvas = flight.canvases[level]
     # outward to whole cells of this level, so that its map of focus has one grid
-    low = np.minimum(np.floor(edges[:, :2] / stride).astype(int), (canvas - 1) // stride) * stride
-    high = np.ceil(edges[:, 2:] / stride).astype(int) * stride
-    sides = np.minimum(high, canvas) - low
+    cells = -(-canvas // stride)
+    low = np.minimum(np.floor(edges[:, :2] / stride).astype(int), cells - 1)
+    high = np.minimum(np.ceil(edges[:, 2:] / stride).astype(int), cells)
+    in_cells = np.concatenate([low, high], axis=1)
+    grown = focus.filled(in_cells, -(-settings.step // stride), tuple(cells[::-1].tolist()))
+    low = grown[:, :2] * stride
+    sides = np.minimum(grown[:, 2:] * stride, canvas) - low
     return [tuple(w) for w in np.concatenate([low, sides], axis=1).tolist()]
-
-
-def whole_steps(step: int, stride: int) -> int:
-    """Round a step up to whole cells."""
-    return -(-step // stride) * stride
 
 
 def suppressed(
@@ -172,7 +164,7 @@ def batches(
     regions: list[Region], step: int, machine: Machine
 ) -> Iterator[tuple[tuple[int, int], list[Region]]]:
     """Sort regions by padded shape (height, width), which is theirs alone, and cut into batches."""
-    step = whole_steps(step, machine.stride)
+    step = -(-step // machine.stride) * machine.stride  # whole cells
     by_shape: dict[tuple[int, int], list[Region]] = {}
     for region in regions:
         height, width = (-(-side // step) * step for side in region.window[:1:-1])

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numba import njit
 
+TURNED = (1, 0, 3, 2)  # columns of windows whose x is y
+
 
 @dataclass(frozen=True)
 class FocusSettings:
@@ -62,6 +64,21 @@ def windows(
     found = found[parents == np.arange(len(found))]
     x1, y1, x2, y2 = found.T
     return found[np.lexsort((x2, y2, x1, y1))]
+
+
+def filled(windows: np.ndarray, step: int, size: tuple[int, int]) -> np.ndarray:
+    """Let windows (n, 4) grow to whole steps, where there is room in a map (height, width): (n, 4).
+
+    Their regions are padded to whole steps in any case, and what is there in the picture says more
+    than padding. All windows grow along x and then along y, one after the other and about their
+    centres, but not onto the cells of others.
+    """
+    occupied = np.zeros(size, np.bool_)
+    grown = windows.astype(np.int64)
+    _fill_along_rows(grown, occupied, step)
+    turned = grown[:, TURNED].copy()
+    _fill_along_rows(turned, occupied.T.copy(), step)
+    return turned[:, TURNED]
 
 
 def _grown(found, smallest, size):
@@ -210,6 +227,26 @@ def _merge(windows, owners, parents):
             x1, y1, x2, y2 = next_x1, next_y1, next_x2, next_y2
             if x1 == done_x1 and y1 == done_y1 and x2 == done_x2 and y2 == done_y2:
                 break
+
+
+@njit(cache=True, nogil=True)
+def _fill_along_rows(windows, occupied, step):
+    """Let windows grow to a multiple of `step` columns, in place; `occupied` (H, W) follows."""
+    columns = occupied.shape[1]
+    for x1, y1, x2, y2 in windows:
+        occupied[y1:y2, x1:x2] = True
+    for i in range(len(windows)):
+        x1, y1, x2, y2 = windows[i, 0], windows[i, 1], windows[i, 2], windows[i, 3]
+        more = -(x2 - x1) % step
+        left = right = 0
+        while left < more and left < x1 and not occupied[y1:y2, x1 - left - 1].any():
+            left += 1
+        while right < more and x2 + right < columns and not occupied[y1:y2, x2 + right].any():
+            right += 1
+        left = min(left, max(more // 2, more - right))
+        right = min(right, more - left)
+        windows[i, 0], windows[i, 2] = x1 - left, x2 + right
+        occupied[y1:y2, x1 - left : x2 + right] = True
 
 
 @njit(cache=True, nogil=True)

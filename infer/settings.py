@@ -25,7 +25,7 @@ class InferSettings:
 
     tile: int = 2048  # canvas px: longer regions are cut into tiles
     overlap: int = 256  # canvas px that neighbouring tiles share
-    step: int = 64  # canvas px: regions are padded to multiples, so that there are few shapes
+    step: int = 64  # canvas px: regions grow or are padded to multiples: there are few shapes
     max_megapixels: float = 200.0  # of a picture; larger ones are refused
 
     proposals: int = 300  # of a region, at most

@@ -8,6 +8,7 @@ Legend: a map is rows of probabilities, a cell is (row, column), a window or box
 half-open, in cells or px of the canvas.
 """
 
+import itertools
 import math
 
 import numpy as np
@@ -85,6 +86,30 @@ def focus_windows(probabilities, threshold, dilation, smallest):
         y1, y2 = stretched(min(of_rows), max(of_rows) + 1, smallest[0], rows)
         enclosing.append((x1, y1, x2, y2))
     return sorted(merged(enclosing), key=lambda w: (w[1], w[0], w[3], w[2]))
+
+
+def filled(windows, step, rows, columns):
+    """Try for each window and axis how far it can grow both ways, up to a multiple of `step`."""
+    windows = [list(window) for window in windows]
+    for axis, length in ((0, columns), (1, rows)):
+        for i, window in enumerate(windows):
+            others = set().union(*(cells(w) for j, w in enumerate(windows) if j != i))
+            more = -(window[axis + 2] - window[axis]) % step
+            tried = {}
+            for low, high in itertools.product(range(more + 1), repeat=2):
+                grown = list(window)
+                grown[axis], grown[axis + 2] = window[axis] - low, window[axis + 2] + high
+                fits = low + high <= more and grown[axis] >= 0 and grown[axis + 2] <= length
+                if fits and not (cells(grown) - cells(window)) & others:
+                    tried[low + high, -abs(low - more // 2)] = grown
+            windows[i] = tried[max(tried)]
+    return windows
+
+
+def cells(window):
+    """List the cells of a window."""
+    x1, y1, x2, y2 = window
+    return set(itertools.product(range(x1, x2), range(y1, y2)))
 
 
 def is_kept(box, window, canvas, border):

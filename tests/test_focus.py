@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import reference_infer as reference
 
-from infer.focus import FocusSettings, windows
+from infer.focus import FocusSettings, filled, windows
 
 
 def of_text(*rows):
@@ -167,6 +167,38 @@ def test_a_merged_window_swallows_what_it_then_overlaps():
 def test_a_window_inside_another_is_not_a_window_of_its_own():
     ring = of_text("#####", "#...#", "#.#.#", "#...#", "#####")
     assert windows(ring, 0.5, 1, (1, 1)).tolist() == [[0, 0, 5, 5]]
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_windows_fill_up_whole_steps_as_the_reference_does(apart):
+    rng = np.random.default_rng(3)
+    grew = blocked = 0
+    for _ in range(400):
+        rows, columns = (int(n) for n in rng.integers(1, 13, 2))
+        if apart:
+            found = windows(reference.random_map(rng, rows, columns), 0.5, 1, (1, 1))
+        else:  # as rounding to whole cells can leave them
+            low = rng.integers(0, (columns, rows), (int(rng.integers(0, 5)), 2))
+            sides = rng.integers(1, 5, low.shape)
+            found = np.concatenate([low, np.minimum(low + sides, (columns, rows))], axis=1)
+        step = int(rng.integers(1, 6))
+        grown = filled(found, step, (rows, columns))
+        assert grown.tolist() == reference.filled(found.tolist(), step, rows, columns)
+        sides = grown[:, 2:] - grown[:, :2]
+        assert (sides <= -(-(found[:, 2:] - found[:, :2]) // step) * step).all()
+        grew += (grown != found).any()
+        blocked += (sides % step > 0).any()
+    assert grew > 100
+    assert blocked > 50
+
+
+def test_a_window_fills_its_step_about_its_centre_and_leaves_others_their_cells():
+    assert filled(np.array([[3, 0, 5, 1]]), 4, (1, 10)).tolist() == [[2, 0, 6, 1]]
+    assert filled(np.array([[0, 0, 1, 1]]), 4, (1, 10)).tolist() == [[0, 0, 4, 1]]
+    assert filled(np.array([[8, 0, 10, 1]]), 4, (1, 10)).tolist() == [[6, 0, 10, 1]]
+    beside = np.array([[0, 0, 2, 1], [3, 0, 5, 1]])
+    assert filled(beside, 4, (1, 10)).tolist() == [[0, 0, 3, 1], [3, 0, 7, 1]]
+    assert filled(np.zeros((0, 4), np.int64), 4, (3, 3)).shape == (0, 4)
 
 
 def test_windows_cover_all_focus_pixels_and_share_no_cell():
