@@ -197,7 +197,7 @@ class Proposer:
     def __call__(
         self, pictures: Sequence[np.ndarray]
     ) -> Iterator[list[tuple[np.ndarray, np.ndarray]]]:
-        """Propose in pictures: by level, boxes (n, 4) in picture px, best first, and scores (n,)."""
+        """Propose in pictures: for each, by level, boxes (n, 4) in picture px and scores (n,)."""
         there = [torch.as_tensor(pixels).to(self.device) for pixels in pictures]
         levels = range(len(self.settings.levels))
         by_level = [fly(there, self.machine, self.settings, level) for level in levels]
