@@ -110,7 +110,8 @@ class Detector:
         """Find objects; pictures are paths, arrays (H, W, 3) or tensors, of uint8.
 
         `mode` is "autofocus", "pyramid" (every level of the whole picture), or a level's number.
-        A broken picture gives a result with an `error`.
+        A broken picture gives a result with an `error`. Pictures are taken in groups of up to 256,
+        whose results come together: give those of a live camera one by one.
         """
         if isinstance(pictures, Picture):
             pictures = [pictures]
