@@ -103,7 +103,10 @@ def fly(
 
 
 def focused(flight: Flight, level: int, stride: int, settings: InferSettings) -> list[Window]:
-    """Make the windows of a level from the map of focus of the one before (algorithm 2)."""
+    """Make the windows of a level from the map of focus of the one before (algorithm 2).
+
+    They grow to whole steps where there is room: less of what the network sees is padding.
+    """
     choice = settings.focus[level - 1]
     before, after = flight.scales[level - 1], flight.scales[level]
     cell = stride * after / before  # canvas px of this level, along x and y

@@ -56,12 +56,12 @@ class Strategy:
 STRATEGIES = {
     "sniper": Strategy(
         modes=("autofocus", "pyramid"),
-        # at a quarter of the pyramid's pixels; chosen on the validation set, as the recipe's
+        # at a quarter of the pyramid's pixels; chosen on other scenes, as the recipe's
         focus=(
             (
                 "quarter",
-                "infer.focus=[{threshold=0.006,dilation=1,smallest=16},"
-                "{threshold=0.045,dilation=1,smallest=16}]",
+                "infer.focus=[{threshold=0.012,dilation=1,smallest=16},"
+                "{threshold=0.04,dilation=1,smallest=16}]",
             ),
         ),
     ),
