@@ -24,7 +24,7 @@ from chipgen import recipe, storage
 RECIPE = "scenes-small"
 FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "pixels", "pictures_per_s")
 BACKGROUND = "lost_to_background"
-EPOCHS, DROP = 20, 0.75  # of sniper; the share of the epochs after which the rate falls
+EPOCHS, DROP = 10, 0.75  # of sniper; the share of the epochs after which the rate falls
 LEVELS_SNIP = (
     "[{short=700,long=1000,range=[0,40]},{short=400,long=600,range=[16,75]},"
     "{short=240,long=400,range=[60,inf]}]"
@@ -60,8 +60,8 @@ STRATEGIES = {
         focus=(
             (
                 "quarter",
-                "infer.focus=[{threshold=0.012,dilation=1,smallest=16},"
-                "{threshold=0.04,dilation=1,smallest=16}]",
+                "infer.focus=[{threshold=0.022,dilation=1,smallest=16},"
+                "{threshold=0.07,dilation=1,smallest=16}]",
             ),
         ),
     ),

@@ -43,7 +43,7 @@ class Settings:
     seed: int = 0
 
 
-SIZES = {"small": Settings(320, 240, 360, 120), "full": Settings(640, 480, 4000, 500)}
+SIZES = {"small": Settings(320, 240, 720, 120), "full": Settings(640, 480, 4000, 500)}
 
 
 def draw_scene(settings: Settings, split: str, index: int) -> tuple[Image.Image, list[dict]]:

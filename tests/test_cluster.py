@@ -49,8 +49,8 @@ def material(tmp_path_factory):
     shutil.copy(SHIPPED / "sniper.toml", folder)
     text = (SHIPPED / "scenes-small.toml").read_text()
     for old, new in (
-        ("epochs = 20", "epochs = 4\nlog_every = 1"),
-        ("drops = [[15, 0.1]]", "drops = [[3, 0.1]]"),
+        ("epochs = 10", "epochs = 4\nlog_every = 1"),
+        ("drops = [[7.5, 0.1]]", "drops = [[3, 0.1]]"),
         ("checkpoint_every = 200", "checkpoint_every = 10"),
         ("chips_per_shard = 128", "chips_per_shard = 32"),
     ):
