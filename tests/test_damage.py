@@ -127,6 +127,8 @@ def test_damaged_proposals_are_never_mined(run, capsys, name, how):
 
 def test_a_damaged_part_of_proposals_is_made_again_or_named(run, monkeypatch, capsys):
     monkeypatch.setattr("infer.proposals.PICTURES", 2)
+    shutil.rmtree(run / "proposals")
+    assert infer(["proposals", str(run)]) == 0
     expected = files(run, "proposals")
     shutil.rmtree(run / "proposals")
     for part in ("0/2", "1/2"):
