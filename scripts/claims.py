@@ -56,7 +56,7 @@ class Strategy:
 STRATEGIES = {
     "sniper": Strategy(
         modes=("autofocus", "pyramid"),
-        # at a quarter of the pyramid's pixels; chosen on other scenes, as the recipe's
+        # at a quarter of the pyramid's pixels, on the validation set, by which it was set
         focus=(
             (
                 "quarter",
