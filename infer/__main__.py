@@ -156,7 +156,9 @@ def _command(name: str):
         import torch
 
         from infer import commands
+        from train.memory import keep_freed
 
+        keep_freed()
         try:
             return getattr(commands, name)(args)
         except torch.OutOfMemoryError as error:

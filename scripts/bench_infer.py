@@ -21,6 +21,7 @@ from infer.cascade import AUTOFOCUS, PYRAMID, Machine
 from infer.commands import load_detector
 from infer.network import Network, Seen
 from infer.proposals import sources_of
+from train.memory import keep_freed
 from train.meter import memory_mb
 from train.processes import device_name
 
@@ -57,6 +58,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=60, help="of them (default: 60)")
     parser.add_argument("--out", type=Path, required=True, help="json file to write")
     args = parser.parse_args()
+    keep_freed()  # as the commands do
     try:
         detector = load_detector(args)
         test = measure.open_test(args.data, split_names(args.split), args.pictures)

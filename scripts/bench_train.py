@@ -31,6 +31,7 @@ from chipgen.storage import LocalFolder, open_folder
 from chipgen.tables import read_table
 from train import loop, settings
 from train.index import Index, find_sets, open_index
+from train.memory import keep_freed
 from train.order import Order
 from train.precision import mixed, precision_of
 from train.processes import Processes, device_name, joined
@@ -52,6 +53,7 @@ def main() -> None:
     parser.add_argument("--split", default="train", help="splits to take pictures from")
     parser.add_argument("--out", type=Path, required=True, help="json file to write")
     args = parser.parse_args()
+    keep_freed()  # as the trainer does
     annotations = dataset.read(args.data, split_names(args.split))
     figures: dict[str, Any] = {}
     args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -48,11 +48,13 @@ def trained(args: argparse.Namespace) -> int:
     from train import checkpoint, loop
     from train.hold import Hold
     from train.index import find_sets, open_index
+    from train.memory import keep_freed
     from train.processes import joined
     from train.settings import load_recipe
 
     if "://" in args.run:
         raise Refusal(f"{args.run}: give a local run folder, and --shards {args.run}/shards")
+    keep_freed()
     recipe = load_recipe(args.recipe, args.overrides)
     mines = recipe.train.task == "rpn"  # it is from this training that negatives are mined
     sets = find_sets(args.shards or f"{args.run}/shards", negatives=not mines)
