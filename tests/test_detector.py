@@ -26,11 +26,12 @@ SMALL = {
 }
 
 
-def detector(classes: int = CLASSES, **changes) -> Detector:
+def detector(classes: int = CLASSES, focus_weight: float = 1.0, **changes) -> Detector:
     torch.manual_seed(0)
     model = settings.ModelSettings(**{**SMALL, **changes})
     norm = norms.choose(model.norm, None, torch.device("cpu"))
-    return Detector(model, settings.LabelSettings(anchors=32, anchors_positive=16), classes, norm)
+    labels = settings.LabelSettings(anchors=32, anchors_positive=16, focus_weight=focus_weight)
+    return Detector(model, labels, classes, norm)
 
 
 def batch(count: int = 3, side: int = 96) -> tuple[torch.Tensor, Targets]:
@@ -56,6 +57,15 @@ def batch(count: int = 3, side: int = 96) -> tuple[torch.Tensor, Targets]:
 
 def gradients(model: Detector) -> list[torch.Tensor]:
     return [p.grad.clone() for p in model.parameters()]
+
+
+def test_focus_weight_scales_the_loss_of_focus_pixels_alone():
+    plain, weighted = (
+        detector(focus_weight=weight)(*batch(), 32.0).of_canvas for weight in (1.0, 2.5)
+    )
+    scale = [2.5 if name == "focus" else 1.0 for name in losses.NAMES]
+    assert plain[:, losses.NAMES.index("focus")].min() > 0
+    torch.testing.assert_close(weighted, plain * torch.tensor(scale))
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from train.warp import Targets, areas
 
 @dataclass(frozen=True)
 class LabelSettings:
-    """What counts as what; sizes are sqrt(area) in canvas px."""
+    """What counts as what, and how much; sizes are sqrt(area) in canvas px."""
 
     anchor_positive: float = 0.7  # IoU with a valid box from which on an anchor is positive
     anchor_negative: float = 0.3  # and below which it is background
@@ -26,6 +26,7 @@ class LabelSettings:
     focus_low: float = 5.0  # boxes above this and below focus_high make FocusPixels
     focus_high: float = 64.0
     focus_ignore: float = 90.0  # boxes from focus_high to this make ignored ones
+    focus_weight: float = 1.0  # of the loss of FocusPixels, a mean over cells; others have 1
 
     def __post_init__(self):
         if not 0 <= self.anchor_negative <= self.anchor_positive <= 1:
@@ -34,6 +35,8 @@ class LabelSettings:
             raise ValueError("0 < anchors_positive <= anchors must hold")
         if not 0 <= self.focus_low <= self.focus_high <= self.focus_ignore:
             raise ValueError("0 <= focus_low <= focus_high <= focus_ignore must hold")
+        if not self.focus_weight >= 0:
+            raise ValueError(f"focus_weight = {self.focus_weight} must not be negative")
 
 
 def rpn_labels(

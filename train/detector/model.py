@@ -148,7 +148,7 @@ class Detector(nn.Module):
             of_class = _of_class(roi_offsets, labels.roi_labels)
             box = losses.offsets(of_class, wanted, SMOOTH_BOX) * positive / count[:, None]
             focus = losses.binary(self.focus_head(maps[-1]), labels.focus).mean((1, 2))
-            parts += [box_class.sum(1), box.sum(1), focus]
+            parts += [box_class.sum(1), box.sum(1), self.labels.focus_weight * focus]
             roi_small = is_small.gather(1, labels.roi_boxes) & positive
             of_small = [
                 of_small[0] + (box * roi_small).sum(),
