@@ -2,10 +2,9 @@
 
 Objects differ twentyfold in size, small ones stand in tight clusters, and the classes come in
 families of one outline whose members differ only in a small inner mark. Unlabelled decoys carry
-the family's outline with a mark of no class. Some stand among the objects; most of the small ones
-stand apart, on shelves of their own and with marks of their own, so that pixels round the objects
-alone never show them. Picture i of a split depends on (seed, split, i) alone, so the number of
-workers never shows in the result.
+the family's outline with a mark of another family. They stand apart, on shelves of their own, so
+that pixels round the objects hardly ever show them. Picture i of a split depends on (seed, split,
+i) alone, so the number of workers never shows in the result.
 """
 
 import argparse
@@ -27,7 +26,7 @@ from scenes.composition import PORTRAIT, compose, photograph
 from scenes.kinds import CLASSES
 from tqdm import tqdm
 
-VERSION = 2  # to be raised with every change of the drawing, so that no older set passes for new
+VERSION = 3  # to be raised with every change of the drawing, so that no older set passes for new
 SPLITS = ("train", "val")
 MARKER = "unfinished.json"
 
@@ -43,7 +42,7 @@ class Settings:
     seed: int = 0
 
 
-SIZES = {"small": Settings(320, 240, 720, 120), "full": Settings(640, 480, 4000, 500)}
+SIZES = {"small": Settings(320, 240, 720, 480), "full": Settings(640, 480, 4000, 500)}
 
 
 def draw_scene(settings: Settings, split: str, index: int) -> tuple[Image.Image, list[dict]]:

@@ -8,17 +8,17 @@ import numpy as np
 from numpy.random import Generator
 from PIL import Image, ImageFilter
 
-from scenes.kinds import CLASSES, DECOYS, OUTLINES, SHELF_DECOYS, Kind, bar, turned
+from scenes.kinds import CLASSES, DECOYS, OUTLINES, Kind, bar, turned
 from scenes.sprites import Sprite, draw_object, draw_scrap, shard, slat
 from scenes.surfaces import backdrop, log_uniform, ramp
 
 # What a picture holds. Sizes are over the root of the picture's area.
 SINGLES = 4  # mean count of objects that stand anywhere
 SINGLE_SIZES = (0.085, 1.0)
-SINGLE_DECOYS = 0.35  # for each labelled one
 SHELF_SIZES = (0.018, 0.095)
 SHELVES = (0.57, 0.34, 0.09)  # chances of none, one and two
-DECOY_SHELVES = (0.6, 0.32, 0.08)  # the same for shelves of decoys
+DECOY_SIZES = (0.03, 0.06)  # small, but legible: nobody could tell smaller ones from objects
+DECOY_SHELVES = (0.25, 0.5, 0.25)
 CROWD_SIZES = (0.015, 0.03)
 CROWD = 0.07  # chance of a crowd
 BARE = 0.04  # chance of nothing but decoys
@@ -104,18 +104,23 @@ def pick(rng: Generator, kinds: Sequence[Kind]) -> Kind:
 
 
 def plan_shelf(
-    rng: Generator, x: float, y: float, unit: float, kinds: Sequence[Kind]
+    rng: Generator,
+    x: float,
+    y: float,
+    unit: float,
+    kinds: Sequence[Kind],
+    sizes: tuple[float, float],
 ) -> list[Item]:
     """Plan tight rows of small things of two families."""
     count = min(2 + rng.geometric(0.18), 30)
-    size = log_uniform(rng, *SHELF_SIZES) * unit
+    size = log_uniform(rng, *sizes) * unit
     rows = rng.integers(1, 3) + count // 10
     length = count * size * rng.uniform(0.5, 0.9) / rows
     area = Area(x, y, length, 0.4 * size * rows, rng.normal(0, 0.12))
     families = rng.choice(list(OUTLINES), 2, replace=False)
     kinds = [kind for kind in kinds if kind.family in families]
-    sizes = size * np.exp(rng.normal(0, 0.2, count))
-    return [Item(pick(rng, kinds), size, area) for size in sizes.tolist()]
+    drawn = size * np.exp(rng.normal(0, 0.2, count))
+    return [Item(pick(rng, kinds), size, area) for size in drawn.tolist()]
 
 
 def plan_crowd(rng: Generator, x: float, y: float, unit: float) -> list[Item]:
@@ -133,11 +138,11 @@ def plan(rng: Generator, whole: Area) -> list[Item]:
     unit = 2 * (whole.along * whole.across) ** 0.5
     singles = min(rng.geometric(1 / SINGLES), 16)
     kinds = [pick(rng, CLASSES) for _ in range(singles)]
-    kinds += [pick(rng, DECOYS) for _ in range(rng.binomial(singles, SINGLE_DECOYS))]
     items = [Item(kind, log_uniform(rng, *SINGLE_SIZES) * unit, whole) for kind in kinds]
 
-    planners = [functools.partial(plan_shelf, kinds=CLASSES)] * rng.choice(3, p=SHELVES)
-    planners += [functools.partial(plan_shelf, kinds=SHELF_DECOYS)] * rng.choice(3, p=DECOY_SHELVES)
+    shelf = functools.partial(plan_shelf, kinds=CLASSES, sizes=SHELF_SIZES)
+    decoys = functools.partial(plan_shelf, kinds=DECOYS, sizes=DECOY_SIZES)
+    planners = [shelf] * rng.choice(3, p=SHELVES) + [decoys] * rng.choice(3, p=DECOY_SHELVES)
     planners += [plan_crowd] * (rng.random() < CROWD)
     middles = np.empty((0, 2))
     for planner in planners:

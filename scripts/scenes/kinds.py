@@ -46,12 +46,6 @@ MARKS: dict[str, tuple[np.ndarray, ...]] = {
     "upright": (bar(-0.65, -1, -0.65, 1, 0.65), bar(0.65, -1, 0.65, 1, 0.65)),
     "up": (-CHEVRON,),
     "down": (CHEVRON,),
-    "blank": (),
-    "ring": tuple(np.array([p, q, q / 2, p / 2]) for p, q in itertools.pairwise(circle())),
-    "slashes": tuple(bar(d - 0.4, d + 0.4, d + 0.4, d - 0.4, 0.3) for d in (-0.5, 0, 0.5)),
-    "diamond": (np.array([(0.0, -0.9), (0.9, 0.0), (0.0, 0.9), (-0.9, 0.0)]),),
-    "bow": (np.array([(-0.9, -0.9), (0.9, 0.9), (0.9, -0.9), (-0.9, 0.9)]),),
-    "slash": (bar(-0.8, 0.8, 0.8, -0.8, 0.6),),
 }
 
 
@@ -89,7 +83,9 @@ CLASSES = (
     Kind("bottle", "up", "flask"),
     Kind("bottle", "down", "vase"),
 )
-DECOYS = tuple(Kind(*pair) for pair in itertools.product(OUTLINES, ("blank", "ring", "slashes")))
-SHELF_DECOYS = tuple(
-    Kind(*pair) for pair in itertools.product(OUTLINES, ("diamond", "bow", "slash"))
+# Each has a mark of a class, but one of another family.
+DECOYS = tuple(
+    Kind(family, kind.mark)
+    for family, kind in itertools.product(OUTLINES, CLASSES)
+    if family != kind.family
 )
