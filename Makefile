@@ -31,6 +31,7 @@ NETWORK ?= $(if $(shell command -v nvidia-smi),resnet50,small)
 GPUS ?= 1
 TRAIN := $(if $(filter-out 1,$(GPUS)),-m torch.distributed.run --standalone --nproc-per-node $(GPUS)) -m train
 
+SIDE_BY_SIDE := --numprocesses=auto --maxprocesses=8 --dist=loadfile
 KERNEL_TESTS := $(addprefix tests/test_,$(addsuffix .py,cover plan negatives geometry resample draws focus stack warp))
 
 .PHONY: help env scenes own-recipe chips train eval cluster test test-cluster lint bench-chips bench-train bench-infer scale claims faults gpu-check clean
@@ -75,8 +76,8 @@ eval: train  ## the main job: AutoFocus, the full pyramid and each level alone o
 
 # The kernels run once more with their indices checked, compiled into a cache of their own.
 test: env lint  ## run the tests
-	@$(PY) -m pytest
-	@NUMBA_BOUNDSCHECK=1 NUMBA_CACHE_DIR=.venv/numba-checked $(PY) -m pytest -q $(KERNEL_TESTS)
+	@$(PY) -m pytest $(SIDE_BY_SIDE)
+	@NUMBA_BOUNDSCHECK=1 NUMBA_CACHE_DIR=.venv/numba-checked $(PY) -m pytest -q $(SIDE_BY_SIDE) $(KERNEL_TESTS)
 
 test-cluster: env  ## run the whole pipeline on a small Slurm of its own on this machine
 	@$(PY) -m pytest -m cluster tests/test_cluster.py

@@ -1,11 +1,7 @@
-import pytest
+import os
+
 import torch
 
-
-@pytest.fixture(scope="module")
-def one_thread():
-    """What is this small takes 100 times as long when two threads wait for a busy processor."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+# Files of tests run side by side, and threads that wait for a busy processor take far longer.
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)

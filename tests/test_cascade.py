@@ -18,8 +18,6 @@ from infer.network import Network, Seen
 from infer.settings import InferSettings
 from train.warp import MEAN, STD
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 STRIDE = 16
 BRIGHT = 255
 

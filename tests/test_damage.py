@@ -15,8 +15,6 @@ from infer.__main__ import main as infer
 from infer.detector import read_state
 from train.journal import Journal
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):

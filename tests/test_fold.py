@@ -10,8 +10,6 @@ from train.detector import backbones
 from train.detector.norms import choose
 from train.detector.settings import ModelSettings
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.mark.parametrize("kind", ["batch", "frozen"])
 @pytest.mark.parametrize(

@@ -23,8 +23,6 @@ from infer.commands import LINES, checked, drawing_of, read_checked
 from infer.draw import draw_focus
 from infer.pictures import Source, decoded
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 WIDE, TALL = (120, 80), (60, 100)
 
 

@@ -12,8 +12,6 @@ from infer import proposals
 from infer.__main__ import main
 from infer.proposals import LEVEL_MOST, Proposer
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 PICTURES = 7
 
 

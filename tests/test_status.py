@@ -17,8 +17,6 @@ from infer.__main__ import main
 from infer.status import report
 from train.hold import LOCK, Hold
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 ENTRY = {"step": 40, "epoch": 1.5, "loss": 0.5, "chips_per_s": 20.0}
 
 

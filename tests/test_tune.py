@@ -17,8 +17,6 @@ from infer.focus import FocusSettings
 from infer.settings import InferSettings
 from infer.tune import Point
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture(scope="module")
 def material(tmp_path_factory):

@@ -12,7 +12,7 @@ from chipgen.resample import resample
 from train.stream import Batch
 from train.warp import MEAN, STD, AugmentSettings, collage, shrunk, warp
 
-pytestmark = pytest.mark.usefixtures("one_thread", "way")
+pytestmark = pytest.mark.usefixtures("way")
 
 PLAIN = AugmentSettings(flip=False)
 FLIPPING = AugmentSettings()
