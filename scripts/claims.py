@@ -3,8 +3,8 @@
 Each run has a folder of its own and goes on where it was stopped; a finished run is not repeated
 while scenes and settings are the same.
 All have the same budget of training pixels as `sniper`, but `snip`, which gets three times as many,
-for on COCO an epoch of it costs that (here, one and a half times), and `positives-alone`, which
-passes as often over the positive chips.
+for on COCO an epoch of it costs that (here, twice), and `positives-alone`, which passes as often
+over the positive chips.
 """
 
 import argparse
