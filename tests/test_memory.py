@@ -27,7 +27,7 @@ print(faults())
 PAGES = 16 * (4 << 20) // 4096
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc promises this")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the switches are glibc's")
 def test_freed_blocks_serve_the_next_step_without_new_pages():
     assert _faults() < PAGES / 50
     # without the switches a sixteenth of the pages to all of them, which depends on the system
