@@ -43,8 +43,8 @@ def by_taps(
         starts,
         counts,
         shares,
-        np.array(mean, np.float32),
-        1 / np.array(deviation, np.float32),
+        np.tile(np.array(mean, np.float32), width),
+        np.tile(1 / np.array(deviation, np.float32), width),
         drawn.permute(0, 2, 3, 1).numpy(),
     )
     return drawn
@@ -86,7 +86,10 @@ def _taps_along_x(stored, scale, offset, content, flips, starts, counts, shares)
 
 @njit(cache=True, nogil=True, parallel=True)
 def _draw(pixels, stored, scale, offset, content, starts, counts, shares, mean, by, drawn):
-    """Fill drawn (b, h, w, 3) from pixels (b, H, W * 3): a line of stored pixels, then along it."""
+    """Fill drawn (b, h, w, 3) from pixels (b, H, W * 3): a line of stored pixels, then along it.
+
+    mean, by (W * 3,): what is taken from a line, and what it is multiplied by then.
+    """
     b, height, width, _ = drawn.shape
     parts = -(-height // ROWS)
     for task in prange(b * parts):
@@ -111,8 +114,16 @@ def _draw(pixels, stored, scale, offset, content, starts, counts, shares, mean, 
                 else:
                     for c in range(across):
                         line[c] += share * taken[c]
+            for c in range(across):  # shares add up to 1, so it can be done before them
+                line[c] = (line[c] - mean[c]) * by[c]
             for x in range(filled):
                 at = starts[i, x] * 3
+                if counts[i, x] == 2:  # wherever a picture is enlarged
+                    one, other = shares[i, x, 0], shares[i, x, 1]
+                    row[x, 0] = one * line[at] + other * line[at + 3]
+                    row[x, 1] = one * line[at + 1] + other * line[at + 4]
+                    row[x, 2] = one * line[at + 2] + other * line[at + 5]
+                    continue
                 red = green = blue = np.float32(0)
                 for k in range(counts[i, x]):
                     share = shares[i, x, k]
@@ -120,7 +131,5 @@ def _draw(pixels, stored, scale, offset, content, starts, counts, shares, mean, 
                     green += share * line[at + 1]
                     blue += share * line[at + 2]
                     at += 3
-                row[x, 0] = (red - mean[0]) * by[0]
-                row[x, 1] = (green - mean[1]) * by[1]
-                row[x, 2] = (blue - mean[2]) * by[2]
+                row[x, 0], row[x, 1], row[x, 2] = red, green, blue
             row[filled:] = 0
