@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -48,14 +49,14 @@ def material(tmp_path_factory):
     folder = tmp_path_factory.mktemp("material")
     shutil.copy(SHIPPED / "sniper.toml", folder)
     text = (SHIPPED / "scenes-small.toml").read_text()
-    for old, new in (
-        ("epochs = 10", "epochs = 4\nlog_every = 1"),
-        ("drops = [[7.5, 0.1]]", "drops = [[3, 0.1]]"),
-        ("checkpoint_every = 200", "checkpoint_every = 10"),
-        ("chips_per_shard = 128", "chips_per_shard = 32"),
+    for key, value in (
+        ("epochs", "4\nlog_every = 1"),
+        ("drops", "[[3, 0.1]]"),
+        ("checkpoint_every", "10"),
+        ("chips_per_shard", "32"),
     ):
-        assert old in text
-        text = text.replace(old, new)
+        text, count = re.subn(f"^{key} = .*", f"{key} = {value}", text, flags=re.MULTILINE)
+        assert count == 1, key
     recipe = folder / "recipe.toml"
     recipe.write_text(text + CLUSTER)
     data = folder / "scenes"
