@@ -37,8 +37,8 @@ LARGE = (
     "labels.anchors_positive=96",
     "model.candidates=2000",
     "model.proposals=256",
-    "train.batch=4",
-    "train.lr_batch=4",
+    "train.batch=2",
+    "train.lr_batch=2",
 )
 
 
