@@ -61,8 +61,8 @@ STRATEGIES = {
             (
                 "quarter",
                 (
-                    "infer.focus=[{threshold=0.015,dilation=1,smallest=16},"
-                    "{threshold=0.05,dilation=1,smallest=16}]",
+                    "infer.focus=[{threshold=0.008,dilation=1,smallest=64},"
+                    "{threshold=0.1,dilation=1,smallest=64}]",
                     "infer.step=32",  # chips of more shapes, which takes time and spares pixels
                 ),
             ),
