@@ -118,7 +118,7 @@ def _draw(pixels, stored, scale, offset, content, starts, counts, shares, mean, 
                 line[c] = (line[c] - mean[c]) * by[c]
             for x in range(filled):
                 at = starts[i, x] * 3
-                if counts[i, x] == 2:  # wherever a picture is enlarged
+                if counts[i, x] == 2:  # as nearly always where a picture is enlarged
                     one, other = shares[i, x, 0], shares[i, x, 1]
                     row[x, 0] = one * line[at] + other * line[at + 3]
                     row[x, 1] = one * line[at + 1] + other * line[at + 4]
