@@ -88,6 +88,13 @@ def save(
     return folder.path / checkpoint.file_of(step)
 
 
+def run_of(folder: Path) -> Path:
+    """Make a run folder with an untrained detector that looks closer nearly everywhere."""
+    focus = [{"threshold": 0.01, "dilation": 1, "smallest": 64}] * 2
+    save(folder, plain(pyramid(focus=focus)))
+    return folder
+
+
 def pyramid(**changes) -> InferSettings:
     """Three small levels, in float32, where equal computations give equal figures."""
     table = {**LEVELS, "precision": "fp32", **changes}
