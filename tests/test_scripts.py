@@ -43,11 +43,11 @@ def test_claims_gather_finished_runs_by_seed(claims, tmp_path):
     (tmp_path / "snip-0").mkdir()  # not finished
     table = claims.collect(tmp_path, scenes)
     assert [(run["strategy"], run["mode"], run["seed"]) for run in table["runs"]] == [
-        ("sniper", "autofocus", 0),
         ("sniper", "pyramid", 0),
+        ("sniper", "autofocus", 0),
         ("sniper", "quarter", 0),
-        ("sniper", "autofocus", 2),
         ("sniper", "pyramid", 2),
+        ("sniper", "autofocus", 2),
         ("sniper", "quarter", 2),
         ("single", "pyramid", 0),
     ]
