@@ -63,7 +63,7 @@ STRATEGIES = {
                 "autofocus",
                 (
                     "infer.focus=[{threshold=0.0003,dilation=1,smallest=64},"
-                    "{threshold=0.02,dilation=1,smallest=192}]",
+                    "{threshold=0.03,dilation=1,smallest=192}]",
                 ),
             ),
             (
