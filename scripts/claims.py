@@ -56,8 +56,7 @@ class Strategy:
 
 STRATEGIES = {
     "sniper": Strategy(
-        modes=("pyramid",),
-        # chosen on scenes of another seed: so long a training is surer of its FocusPixels
+        # the recipe's FocusPixels are of its own training; these were chosen on other scenes
         points=(
             (
                 "autofocus",
