@@ -12,35 +12,31 @@ MEMORY_LIMIT or TIME_LIMIT.
 import argparse
 import dataclasses
 import json
-import math
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from reckon import BOXES, MEMORY_LIMIT, NEGATIVES, Rates, on_paper
 
-from chipgen import codec, dataset, pipeline, run, shards, shuffle
+from chipgen import codec, dataset, pipeline, run, shards
 from chipgen.dataset import PICTURES, REJECTS, Annotations
 from chipgen.sealed import encode_json
 from chipgen.shards import Manifest
 from chipgen.storage import digest_of, open_folder
 from chipgen.tables import create_table, open_table
 
-MEMORY_LIMIT = 4e9  # bytes of a process, at its peak
 TIME_LIMIT = 600.0  # s
 PART = 100_000  # made-up pictures that come at a time, as from a json of such a size
 BATCH = 128
 SEED = 0
 CLASSES = tuple(f"class {i}" for i in range(80))
 SIZES = np.array([(640, 480), (480, 640), (640, 427), (500, 375), (640, 640)])  # px
-BOXES = 7.3  # of a picture, on average
-NEGATIVES = 2  # made-up negative chips a picture, in as many rounds
 
 
 def main() -> int:
@@ -244,23 +240,6 @@ def step_order(folder: str, pictures: int) -> dict[str, Any]:
     return {"peak": peak(), "facts": {"batches": batches}}
 
 
-@dataclass(frozen=True)
-class Rates:
-    """What one picture or chip costs."""
-
-    source: str  # where the costs of writing come from
-    read: float  # core-s a picture: json to arrays
-    plan: float  # core-s a picture: arrays to Parquet
-    write: float  # core-s a picture: decoding, cutting, encoding
-    chips: float  # positive chips a picture
-    chip_bytes: float  # in a shard, with its json
-    json_bytes: float  # a picture, without outlines
-    plan_bytes: float  # a picture, in Parquet
-    index_bytes: float  # a chip, in Parquet
-    map_bytes: float  # a chip, in the file that the trainer maps
-    held_bytes: float  # a picture in memory while it is put in order
-
-
 def rates(folder: Path, measured: Path) -> Rates:
     """Measure the rates in core-seconds, which do not depend on what else a machine does."""
     place = open_folder(folder)
@@ -362,116 +341,8 @@ def drawn_pixels(rng: np.random.Generator, width: int, height: int) -> np.ndarra
     return codec.pack(np.clip(pixels, 0, 255).astype(np.uint8))
 
 
-def on_paper(one: Rates, cores: int, gpus: int) -> dict[str, Any]:
-    """Print what each data set would take, and with how many nodes how long."""
-    found = {name: of_set(count, one) for name, count in SETS.items()}
-    print(
-        f"writing: of {one.source}; pictures with {BOXES} boxes and {one.chips:.2f} positive chips"
-    )
-    print(f"{'':42}" + "".join(f"{name:>13}" for name in found))
-    for key, (told, form) in LINES.items():
-        print(f"{told:42}" + "".join(f"{form(row[key]):>13}" for row in found.values()))
-    for nodes in NODES:
-        hours = {name: row["write"] / 3600 / nodes / cores for name, row in found.items()}
-        line = f"to write with {nodes:,} nodes of {cores} cores"
-        print(f"{line:42}" + "".join(f"{duration(value):>13}" for value in hours.values()))
-        for name, value in hours.items():
-            found[name][f"write_hours_{nodes}_nodes"] = value
-    line = f"a node's memory: {gpus} orders, 1 index"
-    each = {name: gpus * row["order"] + row["map"] for name, row in found.items()}
-    print(f"{line:42}" + "".join(f"{size(value):>13}" for value in each.values()))
-    print(
-        f"memory is the same for any number of nodes; !: over {size(MEMORY_LIMIT)} in one process"
-    )
-    return {"rates": dataclasses.asdict(one), "sets": found}
-
-
-def of_set(pictures: int, one: Rates) -> dict[str, float]:
-    """Work out what so many pictures take."""
-    positive = pictures * one.chips
-    chips = positive + pictures * NEGATIVES
-    per_shard = 256
-    while chips / per_shard > MOST_SHARDS:
-        per_shard *= 2
-    count = math.ceil(chips / per_shard)
-    bucket = pictures / shuffle.BUCKETS * one.held_bytes
-    # a bucket is read, joined, put in order and looked at: four times its size
-    held = shuffle.HELD / (1 + BOXES) * one.held_bytes
-    return {
-        "pictures": pictures,
-        "chips": chips,
-        "read": pictures * one.read / 3600,
-        "plan": pictures * one.plan / 3600,
-        "write": pictures * one.write * chips / positive,
-        "write_hours": pictures * one.write * chips / positive / 3600,
-        "json": pictures * one.json_bytes,
-        "plan_bytes": pictures * one.plan_bytes,
-        "bytes": chips * one.chip_bytes,
-        "per_shard": per_shard,
-        "shards": count,
-        "files": min(count, shards.FOLDER_SHARDS),
-        "index": chips * one.index_bytes,
-        "map": chips * one.map_bytes,
-        "planner": PYTHON + 4 * max(bucket, min(held, pictures * one.held_bytes)),
-        "negatives": PYTHON + 12 * pictures,  # ids in order, and the row of each
-        "order": chips * (4 if chips <= 2**32 else 8),
-        "manifest": 150 * count,
-    }
-
-
-def size(value: float) -> str:
-    """Write bytes for a person."""
-    for unit, bytes_of in (("PB", 1e15), ("TB", 1e12), ("GB", 1e9)):
-        if value >= bytes_of:
-            return f"{value / bytes_of:,.1f} {unit}"
-    return f"{value / 1e6:,.0f} MB"
-
-
-def duration(hours: float) -> str:
-    """Write a time for a person."""
-    for unit, length in (("h", 1.0), ("min", 1 / 60)):
-        if hours >= 2 * length:
-            return f"{hours / length:,.0f} {unit}"
-    return f"{hours * 3600:.2g} s"
-
-
-def number(value: float) -> str:
-    """Write a count or hours for a person."""
-    if value >= 1e7:
-        return f"{value / 1e6:,.0f} M"
-    return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.2g}"
-
-
-def memory(value: float) -> str:
-    """Write the memory of a process, marked where it is over the limit."""
-    return ("! " if value > MEMORY_LIMIT else "") + size(value)
-
-
-LINES = {
-    "pictures": ("pictures", number),
-    "chips": ("chips, two negatives a picture", number),
-    "read": ("core-hours to read json", number),
-    "plan": ("core-hours to plan", number),
-    "write_hours": ("core-hours to write", number),
-    "json": ("json without outlines", size),
-    "plan_bytes": ("plan", size),
-    "bytes": ("shards", size),
-    "per_shard": ("chips of a shard", number),
-    "shards": ("shards", number),
-    "files": ("most shards in a folder", number),
-    "manifest": ("manifests", size),
-    "index": ("index", size),
-    "map": ("index as it is mapped", size),
-    "planner": ("memory of the planner", memory),
-    "negatives": ("memory of choosing negatives", memory),
-    "order": ("memory of an epoch's order", memory),
-}
-SETS = {"COCO": 118_287, "Objects365": 1_700_000, "OpenImages": 1_700_000, "1 billion": 10**9}
-NODES = (8, 100, 1000)
 TRIED = 20_000  # made-up pictures that are planned for the rates
 DRAWN = 60  # pictures that are drawn for the rates, and written
-MOST_SHARDS = 1_000_000  # above, chips_per_shard has to grow
-PYTHON = 250e6  # bytes that a process has before it does anything
 STEPS = {"plan": step_plan, "index": step_index, "map": step_map, "order": step_order}
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+import reckon
 import scale
 
 from chipgen import run, shuffle
@@ -68,27 +69,27 @@ def test_made_up_boxes_lie_in_their_pictures_and_are_as_many_as_said():
 @pytest.fixture
 def one():
     """Rates that are easy to reckon with."""
-    return scale.Rates(
+    return reckon.Rates(
         source="nowhere", read=1e-5, plan=1e-4, write=0.36, chips=4.0, chip_bytes=4e4,
         json_bytes=1e3, plan_bytes=200, index_bytes=20, map_bytes=70, held_bytes=300,
     )  # fmt: skip
 
 
 def test_the_table_reckons_with_the_rates(one):
-    found = scale.of_set(1_000_000, one)
+    found = reckon.of_set(1_000_000, one)
     assert found["chips"] == 6e6
     assert found["write_hours"] == pytest.approx(0.36 * 1.5 * 1e6 / 3600)
     assert found["bytes"] == pytest.approx(2.4e11)
     assert (found["shards"], found["files"]) == (23438, 1000)
     assert found["order"] == 24e6
-    assert scale.of_set(100, one)["files"] == 3
-    large = scale.of_set(10**9, one)
-    assert large["shards"] <= scale.MOST_SHARDS
+    assert reckon.of_set(100, one)["files"] == 3
+    large = reckon.of_set(10**9, one)
+    assert large["shards"] <= reckon.MOST_SHARDS
     assert large["order"] == 8 * 6e9  # too many chips for four bytes
 
 
 def test_the_table_has_every_data_set_and_every_number_of_nodes(one, capsys):
-    found = scale.on_paper(one, cores=64, gpus=8)["sets"]
+    found = reckon.on_paper(one, cores=64, gpus=8)["sets"]
     out = capsys.readouterr().out
     for name in ("COCO", "Objects365", "OpenImages", "1 billion"):
         assert name in out
