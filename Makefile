@@ -109,9 +109,10 @@ bench-infer: train  ## measure inference with the trained detector, and its limi
 scale: env  ## how it scales: a table on paper; PICTURES=10000000 tries plan and order on made-up ones
 	@$(PY) scripts/scale.py --out runs/scale.json $(if $(PICTURES),--simulate $(PICTURES))
 
+# KNOWN=claims.json of another machine: its runs are not repeated.
 claims: env  ## train the scenes by each strategy and three seeds (hours); goes on where it was stopped
 	@$(PY) scripts/make_scenes.py data/scenes-small --size small --workers $(WORKERS)
-	@$(PY) scripts/claims.py
+	@$(PY) scripts/claims.py $(if $(KNOWN),--known "$(KNOWN)")
 
 # FAULTS=n faults, SEED=n others, KIND=name,name of some kinds only.
 faults: env  ## kill, starve and mislead every stage, and see that nothing is lost (20 minutes)

@@ -1,11 +1,10 @@
 """Train the embedded scenes by each strategy and seed, and put the papers' claims to the test.
 
 Each run has a folder of its own and goes on where it was stopped; a finished run is not repeated
-while scenes and settings are the same.
+while scenes and settings are the same, be it one of this folder or of another machine's table.
 All have the same budget of training pixels as `sniper`, which trains twice as long as the recipe:
-the less is left to learn, the less a comparison is one of budgets. But `sniper-short` has the
-recipe's own budget; `snip` three times as much, for on COCO an epoch of it costs that (here,
-twice); and `positives-alone` passes as often over the positive chips.
+the less is left to learn, the less a comparison is one of budgets. But `snip` has three times as
+much, for on COCO an epoch of it costs that (here, twice).
 """
 
 import argparse
@@ -14,7 +13,8 @@ import json
 import statistics
 import subprocess
 import sys
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +49,7 @@ class Strategy:
 
     settings: tuple[str, ...] = ()  # overrides of the recipe
     negatives: str = "mined"  # | "none", or "empty": only of pictures without boxes
-    budget: float | None = 1.0  # of sniper's training pixels; None: its epochs instead
-    modes: tuple[str, ...] = field(default=("pyramid",))
+    budget: float = 1.0  # of sniper's training pixels
     points: tuple[tuple[str, tuple[str, ...]], ...] = ()  # more settings for AutoFocus, by name
 
 
@@ -75,9 +74,7 @@ STRATEGIES = {
             ),
         ),
     ),
-    "sniper-short": Strategy(budget=0.5, modes=("autofocus", "pyramid")),
     "no-negatives": Strategy(negatives="none"),
-    "positives-alone": Strategy(negatives="none", budget=None),  # as SNIPER's table 2 compares
     "two-levels": Strategy(
         (
             "chips.levels=[{factor=1.667,range=[0,75]},{long=256,range=[60,inf]}]",
@@ -111,16 +108,21 @@ def main() -> None:
     parser.add_argument(
         "--seeds", type=seeds_of, default="0,1,2", help="of each strategy (default: 0,1,2)"
     )
+    parser.add_argument(
+        "--known", type=Path, help="claims.json of another machine: its runs are not repeated"
+    )
     parser.add_argument("--only", help="strategies to run, with commas between (default: all)")
     args = parser.parse_args()
     names = args.only.split(",") if args.only else list(STRATEGIES)
     unknown = [name for name in names if name not in STRATEGIES]
     if unknown:
         raise SystemExit(f"claims: {unknown[0]}: not one of {', '.join(STRATEGIES)}")
+    known = json.loads(args.known.read_text())["runs"] if args.known else []
     for seed in args.seeds:
         for name in names:
-            run_one(name, seed, args.data, args.out)
-            table = collect(args.out, args.data)
+            if not is_known(name, seed, args.data, known):
+                run_one(name, seed, args.data, args.out)
+            table = collect(args.out, args.data, known)
             path = args.out.with_name(f"{args.out.name}.json")
             path.write_text(json.dumps(table, indent=1) + "\n")
     print(report(table))
@@ -139,14 +141,13 @@ def run_one(name: str, seed: int, data: str, out: Path) -> None:
         return
     settings = make_chips(name, seed, data, out)
     epochs = EPOCHS
-    if name != "sniper" and strategy.budget is not None:
+    if name != "sniper":
         make_chips("sniper", seed, data, out)
         wanted = EPOCHS * pixels(out / f"sniper-{seed}") * strategy.budget
         epochs = max(1, round(wanted / pixels(run)))
     schedule = [f"--set=train.epochs={epochs}", f"--set=train.drops=[[{DROP * epochs}, 0.1]]"]
     module("train", run, *settings, *schedule, f"--set=train.seed={seed}", "--resume")
-    modes = [f"--mode={mode}" for mode in strategy.modes]
-    module("infer", "eval", run, "--data", data, *modes, *settings)
+    module("infer", "eval", run, "--data", data, "--mode=pyramid", *settings)
     for point, texts in strategy.points:
         at = "--recipe", RECIPE, *(f"--set={text}" for text in texts)
         out_of = "--out", run / f"eval-{point}.json"
@@ -186,6 +187,12 @@ def is_finished(run: Path, source: str) -> bool:
     return path.is_file() and json.loads(path.read_text())["source"] == source
 
 
+def is_known(name: str, seed: int, data: str, known: Sequence[dict[str, Any]]) -> bool:
+    """Tell whether a run was made elsewhere, of the same scenes and settings."""
+    wanted = name, seed, source_of(STRATEGIES[name], data)
+    return any((run["strategy"], run["seed"], run["source"]) == wanted for run in known)
+
+
 def pixels(run: Path) -> float:
     """Give the canvas px of one epoch of a run, in passes over its pictures at one scale."""
     figures = run / "chips.json"
@@ -206,31 +213,43 @@ def module(*words: Any, quiet: bool = False) -> None:
         raise SystemExit(f"claims: {' '.join(line[2:])} ended with code {code}")
 
 
-def collect(out: Path, data: str) -> dict[str, Any]:
-    """Gather the figures of all finished runs."""
+def collect(out: Path, data: str, known: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
+    """Gather the figures of all finished runs, and of those made elsewhere."""
     runs = []
     for name, strategy in STRATEGIES.items():
         source = source_of(strategy, data)
-        for path in sorted(out.glob(f"{name}-*/eval.json")):
-            if not is_finished(path.parent, source):
-                continue
-            found = json.loads(path.read_text())
-            for point, _ in strategy.points:
-                at = path.with_name(f"eval-{point}.json")
-                found[point] = json.loads(at.read_text())["autofocus"]
-            log = (path.parent / "train" / "log.jsonl").read_text().splitlines()
-            runs += [
-                {
-                    "strategy": name,
-                    "mode": mode,
-                    "seed": int(path.parent.name.rsplit("-", 1)[1]),
-                    **{key: found[mode][key] for key in FIGURES},
-                    BACKGROUND: found[mode]["lost"]["background"],
-                    "steps": json.loads(log[-1])["step"],
-                }
-                for mode in (*strategy.modes, *(point for point, _ in strategy.points))
-            ]
+        finished = [path for path in out.glob(f"{name}-*") if is_finished(path, source)]
+        rows = [row for path in finished for row in figures_of(path, name, source)]
+        here = {row["seed"] for row in rows}
+        rows += [
+            row
+            for row in known
+            if (row["strategy"], row["source"]) == (name, source) and row["seed"] not in here
+        ]
+        runs += sorted(rows, key=lambda row: row["seed"])
     return {"recipe": RECIPE, "runs": runs, "means": means(runs)}
+
+
+def figures_of(run: Path, name: str, source: str) -> list[dict[str, Any]]:
+    """Read the figures of a finished run, a row for each way of inference."""
+    files = {"pyramid": run / "eval.json"}
+    files |= {point: run / f"eval-{point}.json" for point, _ in STRATEGIES[name].points}
+    log = (run / "train" / "log.jsonl").read_text().splitlines()
+    rows = []
+    for mode, path in files.items():
+        found = json.loads(path.read_text())["pyramid" if mode == "pyramid" else "autofocus"]
+        rows.append(
+            {
+                "strategy": name,
+                "mode": mode,
+                "seed": int(run.name.rsplit("-", 1)[1]),
+                **{key: found[key] for key in FIGURES},
+                BACKGROUND: found["lost"]["background"],
+                "steps": json.loads(log[-1])["step"],
+                "source": source,
+            }
+        )
+    return rows
 
 
 def means(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:

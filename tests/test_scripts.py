@@ -80,6 +80,31 @@ def test_a_finished_run_of_claims_is_repeated_only_for_other_scenes_or_settings(
     assert (commands(), commands()) == (first, 0)
 
 
+def test_claims_do_not_repeat_what_another_machine_found(claims, tmp_path, monkeypatch):
+    elsewhere, here, scenes = tmp_path / "elsewhere", tmp_path / "here", str(tmp_path / "scenes")
+    claims.run_one("sniper", 1, scenes, elsewhere)
+    table = claims.collect(elsewhere, scenes)
+    table["runs"].append({**table["runs"][0], "seed": 0, "source": "of other settings"})
+    (tmp_path / "known.json").write_text(json.dumps(table))
+
+    def main(*words):
+        claims.said.clear()
+        line = ["claims", "--data", scenes, "--out", str(here), "--only", "sniper", *words]
+        monkeypatch.setattr(sys, "argv", line)
+        claims.main()
+        return {words[2].name for words in claims.said if words[:2] == ("infer", "eval")}
+
+    known = "--known", str(tmp_path / "known.json")
+    assert main("--seeds", "0,1", *known) == {"sniper-0"}
+    runs = json.loads((tmp_path / "here.json").read_text())["runs"]
+    assert [(run["seed"], run["mode"]) for run in runs] == [
+        (seed, mode) for seed in (0, 1) for mode in ("pyramid", "autofocus", "quarter")
+    ]
+    assert runs[3:] == table["runs"][:3]
+    assert main("--seeds", "0,1", *known) == set()
+    assert main("--seeds", "1") == {"sniper-1"}
+
+
 def test_the_budget_of_claims_needs_the_chips_of_sniper_but_no_training_on_them(
     claims, tmp_path, monkeypatch
 ):
