@@ -17,6 +17,7 @@ from chipgen.pyramid import Level
 CELLS = (5, 15)  # that an object should span
 FINEST = 3.0  # the papers enlarge no further: interpolation adds no detail
 STEP = 2.2  # largest ratio of neighbouring factors; 15 / 5 less some overlap of the ranges
+UNSURE = 1.4  # times the size up to which to look closer, it may be worth it (AutoFocus: 90 / 64)
 NEAR = 1.1  # by which a ratio may be larger: no level is added for less
 SMALL, LARGE = 0.02, 0.98  # quantiles of box sizes that the rule is for; all others must fit
 ROUNDING = 0.99  # a factor times this is below it even when it is rounded to three digits
@@ -29,6 +30,7 @@ class Suggestion:
     levels: tuple[Level, ...]
     shares: tuple[float, ...]
     quantiles: tuple[float, ...]  # box sizes at 10, 50 and 90 %, picture px
+    closer: int  # canvas px up to which a finer level has to look at an object
 
 
 def suggest(annotations: Annotations, chip: int, stride: int) -> Suggestion:
@@ -63,7 +65,7 @@ def suggest(annotations: Annotations, chip: int, stride: int) -> Suggestion:
     levels = _levels(factors[used], smallest, largest, whole_chip)
     shares = _wanted(annotations, levels, chip).mean(axis=0)
     quantiles = np.quantile(sizes, [0.1, 0.5, 0.9])
-    return Suggestion(levels, tuple(shares.tolist()), tuple(quantiles.tolist()))
+    return Suggestion(levels, tuple(shares.tolist()), tuple(quantiles.tolist()), smallest)
 
 
 def _levels(
@@ -92,6 +94,10 @@ def _wanted(annotations: Annotations, levels: tuple[Level, ...], chip: int) -> n
 # What trains from nothing on a CPU; on a GPU the trainer's defaults serve, a pretrained ResNet-50.
 NETWORKS = {
     "resnet50": """
+[labels]
+focus_high = {closer}
+focus_ignore = {unsure}
+
 [train]
 batch = 16  # chips; the rate follows it
 epochs = 12
@@ -113,6 +119,9 @@ focus_channels = 64
 [labels]
 anchors = 96
 anchors_positive = 48
+focus_high = {closer}
+focus_ignore = {unsure}
+focus_weight = 3.0
 
 [train]
 epochs = 20
@@ -139,11 +148,13 @@ def fragment(suggestion: Suggestion, chip: int, network: str) -> str:
     ]
     for level, share in zip(suggestion.levels, suggestion.shares, strict=True):
         lines.append(f"  {{ {level.toml()} }},  # takes {share:.0%} of boxes")
-    lines += ["]", NETWORKS[network], "[infer]", "levels = [  # from coarse to fine"]
+    closer = suggestion.closer  # where the ranges of all levels but the finest begin, or above
+    trained = NETWORKS[network].format(closer=closer, unsure=round(UNSURE * closer))
+    lines += ["]", trained, "[infer]", "levels = [  # from coarse to fine"]
     lines += [f"  {{ {v.toml()} }}," for v in reversed(suggestion.levels)]
     lines += ["]", "focus = [  # of each level but the last: where to look closer"]
-    closer = "  { threshold = 0.1, dilation = 3, smallest = 128 },"
-    lines += [closer] * (len(suggestion.levels) - 1)
+    look = "  { threshold = 0.1, dilation = 3, smallest = 128 },"
+    lines += [look] * (len(suggestion.levels) - 1)
     return "\n".join([*lines, "]", ""])
 
 

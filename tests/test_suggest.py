@@ -5,7 +5,10 @@ import reference
 from chipgen import run, stats
 from chipgen.plan import ChipSettings
 from chipgen.pyramid import Level, canvas_sizes, in_range
-from chipgen.suggest import FINEST, suggest
+from chipgen.recipe import load
+from chipgen.suggest import FINEST, NETWORKS, fragment, suggest
+from infer.settings import InferSettings
+from train.assign import LabelSettings
 
 
 def text_lines(rng):
@@ -89,6 +92,20 @@ def test_what_is_proposed_holds_every_box(case, chip):
 @pytest.mark.parametrize("seed", range(60))
 def test_what_is_proposed_holds_every_box_of_random_sets(seed):
     check_that_it_serves_all(drawn(seed), chip=512)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("seed", range(5))
+def test_focus_pixels_reach_to_where_the_ranges_of_coarser_levels_begin(tmp_path, seed, network):
+    annotations = drawn(seed)
+    (tmp_path / "recipe.toml").write_text(fragment(suggest(annotations, 512, 16), 512, network))
+    sections = {"infer": InferSettings, "labels": LabelSettings}
+    found = load(str(tmp_path / "recipe.toml"), sections)
+    side = np.array([np.median(longs_of(annotations))])
+    for level in found["infer"].levels[:-1]:
+        begins = level.range[0] * level.factors(side, side)[0]
+        assert begins <= found["labels"].focus_high * 1.05  # ranges are rounded
+    assert found["labels"].focus_ignore > found["labels"].focus_high
 
 
 def test_no_level_is_proposed_that_no_box_needs():
