@@ -14,9 +14,9 @@ from train.warp import MEAN, STD, AugmentSettings, collage, shrunk, warp
 
 pytestmark = pytest.mark.usefixtures("way")
 
-PLAIN = AugmentSettings(flip=False)
-FLIPPING = AugmentSettings()
-STRONG = AugmentSettings(brightness=0.6, contrast=0.6, colour=0.9)
+PLAIN = AugmentSettings(flip=False, shift=0)
+FLIPPING = AugmentSettings(shift=0)
+STRONG = AugmentSettings(shift=0, brightness=0.6, contrast=0.6, colour=0.9)
 STAYS, TURNS = 0.9, 0.1  # first draw of a chip that is not flipped, and of one that is
 DARK, BRIGHT = 20, 230
 
@@ -37,6 +37,7 @@ class Chip:
     window: tuple[int, int]
     boxes: tuple[tuple[float, ...], ...] = ()
     draws: tuple[float, ...] = (STAYS, 0.5, 0.5, 0.5, 0.0)
+    shift: tuple[float, float] = (0.0, 0.0)  # its last draws
     scale: tuple[float, float] = (1.0, 1.0)
     offset: tuple[float, float] = (0.0, 0.0)
     range: tuple[float, float] = (8.0, 60.0)
@@ -69,7 +70,7 @@ def batch_of(chips, padded=4):
         crowd=torch.from_numpy(labels % 5 == 0),
         cut=torch.from_numpy(labels % 3 == 0),
         ranges=column([chip.range for chip in chips]),
-        draws=column([chip.draws for chip in chips]),
+        draws=column([chip.draws + chip.shift for chip in chips]),
         sizes=tuple(chip.pixels.shape[1::-1] for chip in chips),
     )
 
@@ -270,6 +271,50 @@ def test_a_collage_that_the_parts_do_not_divide_is_as_large_as_the_canvas():
     assert not canvases[:, :, :, 63:].any()
 
 
+@pytest.mark.parametrize("turn", [STAYS, TURNS])
+def test_a_shifted_chip_is_the_whole_one_without_its_left_and_upper_edge(turn):
+    rng = np.random.default_rng(0)
+    chips, _ = enlarged(rng, 2.3, count=40)
+    boxes = ((20, 20, 30, 30), (0, 20, 30, 40), (1, 20, 4, 40), (3, 3, 9, 9))
+    chips = [replace(c, boxes=boxes, draws=(STAYS, *c.draws[1:])) for c in chips]
+    moved = [
+        replace(c, draws=(turn, *c.draws[1:]), shift=tuple(rng.random(2).tolist())) for c in chips
+    ]
+    whole, of_whole = warp(batch_of(chips), (64, 64), FLIPPING, torch.float32)
+    shifted, of_shifted = warp(batch_of(moved), (64, 64), AugmentSettings(shift=6), torch.float32)
+    seen = set()
+    for i, chip in enumerate(moved):
+        room = [min(6, side // 8) for side in chip.window]
+        x, y = (int(draw * (most + 1)) for draw, most in zip(chip.shift, room, strict=True))
+        seen.add((x, y))
+        width, height = chip.window[0] - x, chip.window[1] - y
+        assert of_shifted.content[i].tolist() == [width, height]
+        part = whole[i, :, y : chip.window[1], x : chip.window[0]]
+        drawn = shifted[i, :, :height, :width]
+        assert (shifted[i] != 0).sum() == (drawn != 0).sum()
+        torch.testing.assert_close(
+            drawn, part.flip(2) if turn == TURNS else part, atol=1e-4, rtol=0
+        )
+        for g, box in enumerate(boxes):
+            x1, y1, x2, y2 = (box[0] - x, box[1] - y, box[2] - x, box[3] - y)
+            if x2 <= 0 or y2 <= 0:
+                assert of_shifted.labels[i, g] == -1
+                continue
+            left, right = (max(x1, 0), x2) if turn == STAYS else (width - x2, width - max(x1, 0))
+            assert of_shifted.boxes[i, g].tolist() == [left, max(y1, 0), right, y2]
+            lost = x1 < -1 or y1 < -1
+            assert of_shifted.valid[i, g] == (of_whole.valid[i, g] and not lost)
+            assert of_shifted.cut[i, g] == (of_whole.cut[i, g] or lost)
+            assert of_shifted.labels[i, g] == of_whole.labels[i, g]
+    assert {0, 6} <= {x for x, _ in seen} <= set(range(7))
+    assert {0, 6} <= {y for _, y in seen} <= set(range(7))
+
+
+def test_a_negative_shift_is_refused():
+    with pytest.raises(ValueError, match="shift = -1"):
+        AugmentSettings(shift=-1)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_colours_that_vary_by_nothing_are_those_stored(dtype):
     rng = np.random.default_rng(0)
@@ -320,7 +365,7 @@ def test_both_ways_draw_the_same(way):
             window = tuple(int(rng.integers(1, min(n, 48) + 1)) for n in shown)
             offset = tuple(rng.uniform(-5, 1, 2).tolist())
             draws = tuple(rng.random(5))
-            chips.append(Chip(pixels, window, (), draws, scale, offset))
+            chips.append(Chip(pixels, window, (), draws, scale=scale, offset=offset))
         batch, canvas = batch_of(chips), (int(rng.integers(48, 70)), 48)
         settings = STRONG if rng.random() < 0.3 else FLIPPING
         ways = train.warp._by_taps, train.warp._by_products

@@ -28,7 +28,7 @@ from train.processes import outlive
 
 BOXES = 8  # the padded number of boxes is a multiple: a bounded number of shapes
 DRAWS = 1 << 26  # stream of draws: those of each chip in each epoch
-DRAWN = 5  # numbers a chip: flip, brightness, contrast, colour, choice of anchors
+DRAWN = 7  # numbers a chip: flip, brightness, contrast, colour, choice of anchors, shift (x, y)
 TRIES = 16  # samples that are tried in place of a broken one
 ALIKE = 1.3  # of the pixels of some chips, with padding: not worth taking them apart
 AHEAD = 3  # batches that a worker makes before they are asked for

@@ -19,19 +19,23 @@ from train.stream import Batch
 MEAN = (123.675, 116.28, 103.53)  # of the pictures that torchvision's weights have seen
 STD = (58.395, 57.12, 57.375)
 GROUPS = 4  # of chips of like size in a batch: fewer products with padding, in larger pieces
+CUT_OFF = 1.0  # px of a box beyond the chip's edge from which on it is not valid
 LUMA = (0.299, 0.587, 0.114)
 
 
 @dataclass(frozen=True)
 class AugmentSettings:
-    """How chips are varied; each number is the largest share by which a factor leaves 1."""
+    """How chips are varied; colours: the largest share by which a factor leaves 1."""
 
     flip: bool = True  # left to right, with probability 1/2
+    shift: int = 15  # canvas px, at most, that a chip loses at its left and at its upper edge
     brightness: float = 0.0
     contrast: float = 0.0
     colour: float = 0.0
 
     def __post_init__(self):
+        if self.shift < 0:
+            raise ValueError(f"shift = {self.shift} must not be negative")
         for name in ("brightness", "contrast", "colour"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)} must be from 0 to below 1")
@@ -162,6 +166,8 @@ def _joined(targets: list[Targets], axis: int, smallest: float) -> Targets:
 
 def _draw(batch: Batch, canvases: torch.Tensor, settings: AugmentSettings, zoom: float) -> Targets:
     """Draw chips at `zoom` times their size, each in the upper left corner of its canvas."""
+    if settings.shift:
+        batch = _shifted(batch, settings.shift)
     resized = _by_taps if canvases.device.type == "cpu" else _by_products
     resized(batch, canvases, settings, zoom)
     content = batch.window * zoom  # (b, 2)
@@ -187,6 +193,28 @@ def _draw(batch: Batch, canvases: torch.Tensor, settings: AugmentSettings, zoom:
         content=content,
         draws=batch.draws[:, 4],
         cell=(float(canvases.shape[2]), float(canvases.shape[3])),
+    )
+
+
+def _shifted(batch: Batch, most: int) -> Batch:
+    """Cut some px off the left and the upper edge of chips, `most` or an eighth of a side.
+
+    A chip lies on whole strides of its level's canvas, so without this the cells of the feature map
+    would part an object in the same places each time it is shown.
+    """
+    room = (batch.window / 8).floor().clamp(max=most)
+    shift = (batch.draws[:, 5:7] * (room + 1)).floor()  # (b, 2)
+    moved = batch.boxes - shift.repeat(1, 2)[:, None]
+    boxes = moved.clamp(min=0)
+    lost = (moved[..., :2] < -CUT_OFF).any(-1)
+    return replace(
+        batch,
+        offset=batch.offset - shift,
+        window=batch.window - shift,
+        boxes=boxes,
+        labels=torch.where((boxes[..., 2:] > boxes[..., :2]).all(-1), batch.labels, -1),
+        valid=batch.valid & ~lost,
+        cut=batch.cut | lost,
     )
 
 
