@@ -8,10 +8,9 @@ from dataclasses import dataclass
 
 import torch
 
-from train.stream import Batch
-from train.warp import AugmentSettings, warp
+from train.stream import DRAWN, Batch
+from train.warp import AS_IT_IS, warp
 
-AS_IT_IS = AugmentSettings(flip=False)
 BAND = 1 << 22  # picture px that are drawn at once: a shrunk picture of 100 megapixels is many
 
 
@@ -104,7 +103,7 @@ def _drawn(
         crowd=torch.zeros((b, 0), dtype=torch.bool, device=device),
         cut=torch.zeros((b, 0), dtype=torch.bool, device=device),
         ranges=torch.zeros((b, 2), device=device),
-        draws=torch.zeros((b, 5), device=device),
+        draws=torch.zeros((b, DRAWN), device=device),
         sizes=sizes,
     )
     return warp(batch, shape, AS_IT_IS, dtype)[0]

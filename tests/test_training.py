@@ -171,7 +171,7 @@ def evaluated(recipe, index, state) -> float:
     model.eval()
     order = Order(index, len(index), 0)
     (loaded,) = Stream(ChipReader(index, 0, 0, 1, "stop"), order, (0, 0), 1, 0, pin=False)
-    plain = dataclasses.replace(recipe, augment=warp.AugmentSettings(flip=False, shift=0))
+    plain = dataclasses.replace(recipe, augment=warp.AS_IT_IS)
     canvases, targets = loop.draw([loaded], plain, ONE.device)
     with mixed(precision_of(recipe.train, ONE.device), ONE.device):
         found = model.find(canvases, targets.content)

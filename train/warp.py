@@ -46,6 +46,9 @@ class AugmentSettings:
         return max(self.brightness, self.contrast, self.colour) > 0
 
 
+AS_IT_IS = AugmentSettings(flip=False, shift=0)
+
+
 @dataclass(frozen=True)
 class Targets:
     """What the labels of a batch of canvases are made from; boxes in canvas px."""
