@@ -1,4 +1,5 @@
 import math
+from collections import Counter
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -275,14 +276,14 @@ def test_a_collage_that_the_parts_do_not_divide_is_as_large_as_the_canvas():
 def test_a_shifted_chip_is_the_whole_one_without_its_left_and_upper_edge(turn):
     rng = np.random.default_rng(0)
     chips, _ = enlarged(rng, 2.3, count=40)
-    boxes = ((20, 20, 30, 30), (0, 20, 30, 40), (1, 20, 4, 40), (3, 3, 9, 9))
+    boxes = ((20, 20, 30, 30), (0, 20, 21, 40), (1, 20, 4, 40), (3, 3, 9, 9))
     chips = [replace(c, boxes=boxes, draws=(STAYS, *c.draws[1:])) for c in chips]
     moved = [
         replace(c, draws=(turn, *c.draws[1:]), shift=tuple(rng.random(2).tolist())) for c in chips
     ]
     whole, of_whole = warp(batch_of(chips), (64, 64), FLIPPING, torch.float32)
     shifted, of_shifted = warp(batch_of(moved), (64, 64), AugmentSettings(shift=6), torch.float32)
-    seen = set()
+    seen, kept = set(), Counter()
     for i, chip in enumerate(moved):
         room = [min(6, side // 8) for side in chip.window]
         x, y = (int(draw * (most + 1)) for draw, most in zip(chip.shift, room, strict=True))
@@ -302,12 +303,16 @@ def test_a_shifted_chip_is_the_whole_one_without_its_left_and_upper_edge(turn):
                 continue
             left, right = (max(x1, 0), x2) if turn == STAYS else (width - x2, width - max(x1, 0))
             assert of_shifted.boxes[i, g].tolist() == [left, max(y1, 0), right, y2]
-            lost = x1 < -1 or y1 < -1
+            area = (box[2] - box[0]) * (box[3] - box[1])
+            lost = (x2 - max(x1, 0)) * (y2 - max(y1, 0)) < 0.8 * area
+            kept[g, bool(lost)] += 1
             assert of_shifted.valid[i, g] == (of_whole.valid[i, g] and not lost)
             assert of_shifted.cut[i, g] == (of_whole.cut[i, g] or lost)
             assert of_shifted.labels[i, g] == of_whole.labels[i, g]
     assert {0, 6} <= {x for x, _ in seen} <= set(range(7))
     assert {0, 6} <= {y for _, y in seen} <= set(range(7))
+    assert kept[1, False] > 5
+    assert kept[1, True] > 5
 
 
 def test_a_negative_shift_is_refused():

@@ -19,7 +19,7 @@ from train.stream import Batch
 MEAN = (123.675, 116.28, 103.53)  # of the pictures that torchvision's weights have seen
 STD = (58.395, 57.12, 57.375)
 GROUPS = 4  # of chips of like size in a batch: fewer products with padding, in larger pieces
-CUT_OFF = 1.0  # px of a box beyond the chip's edge from which on it is not valid
+LEFT = 0.8  # of a box's area that a shift has to leave, or the box is cut and not valid
 LUMA = (0.299, 0.587, 0.114)
 
 
@@ -203,13 +203,14 @@ def _shifted(batch: Batch, most: int) -> Batch:
     """Cut some px off the left and the upper edge of chips, `most` or an eighth of a side.
 
     A chip lies on whole strides of its level's canvas, so without this the cells of the feature map
-    would part an object in the same places each time it is shown.
+    would part an object in the same places each time it is shown. A box that loses little stays
+    what it is: many large ones reach to their picture's edge, and would hardly ever be learned.
     """
     room = (batch.window / 8).floor().clamp(max=most)
     shift = (batch.draws[:, 5:7] * (room + 1)).floor()  # (b, 2)
     moved = batch.boxes - shift.repeat(1, 2)[:, None]
     boxes = moved.clamp(min=0)
-    lost = (moved[..., :2] < -CUT_OFF).any(-1)
+    lost = areas(boxes) < LEFT * areas(moved)
     return replace(
         batch,
         offset=batch.offset - shift,
