@@ -11,11 +11,11 @@ from chipgen.codec import pack, unpack
 from chipgen.cut import stored_pixels
 from chipgen.resample import resample
 from train.stream import Batch
-from train.warp import MEAN, STD, AugmentSettings, collage, shrunk, warp
+from train.warp import AS_IT_IS, MEAN, STD, AugmentSettings, collage, shrunk, warp
 
 pytestmark = pytest.mark.usefixtures("way")
 
-PLAIN = AugmentSettings(flip=False, shift=0)
+PLAIN = AS_IT_IS
 FLIPPING = AugmentSettings(shift=0)
 STRONG = AugmentSettings(shift=0, brightness=0.6, contrast=0.6, colour=0.9)
 STAYS, TURNS = 0.9, 0.1  # first draw of a chip that is not flipped, and of one that is
@@ -273,7 +273,8 @@ def test_a_collage_that_the_parts_do_not_divide_is_as_large_as_the_canvas():
 
 
 @pytest.mark.parametrize("turn", [STAYS, TURNS])
-def test_a_shifted_chip_is_the_whole_one_without_its_left_and_upper_edge(turn):
+@pytest.mark.parametrize(("most", "found"), [(6, 6), (60, 8)])  # an eighth of 64 px
+def test_a_shifted_chip_is_the_whole_one_without_its_left_and_upper_edge(turn, most, found):
     rng = np.random.default_rng(0)
     chips, _ = enlarged(rng, 2.3, count=40)
     boxes = ((20, 20, 30, 30), (0, 20, 21, 40), (1, 20, 4, 40), (3, 3, 9, 9))
@@ -282,11 +283,13 @@ def test_a_shifted_chip_is_the_whole_one_without_its_left_and_upper_edge(turn):
         replace(c, draws=(turn, *c.draws[1:]), shift=tuple(rng.random(2).tolist())) for c in chips
     ]
     whole, of_whole = warp(batch_of(chips), (64, 64), FLIPPING, torch.float32)
-    shifted, of_shifted = warp(batch_of(moved), (64, 64), AugmentSettings(shift=6), torch.float32)
+    shifted, of_shifted = warp(
+        batch_of(moved), (64, 64), AugmentSettings(shift=most), torch.float32
+    )
     seen, kept = set(), Counter()
     for i, chip in enumerate(moved):
-        room = [min(6, side // 8) for side in chip.window]
-        x, y = (int(draw * (most + 1)) for draw, most in zip(chip.shift, room, strict=True))
+        room = [min(most, side // 8) for side in chip.window]
+        x, y = (int(draw * (free + 1)) for draw, free in zip(chip.shift, room, strict=True))
         seen.add((x, y))
         width, height = chip.window[0] - x, chip.window[1] - y
         assert of_shifted.content[i].tolist() == [width, height]
@@ -309,8 +312,8 @@ def test_a_shifted_chip_is_the_whole_one_without_its_left_and_upper_edge(turn):
             assert of_shifted.valid[i, g] == (of_whole.valid[i, g] and not lost)
             assert of_shifted.cut[i, g] == (of_whole.cut[i, g] or lost)
             assert of_shifted.labels[i, g] == of_whole.labels[i, g]
-    assert {0, 6} <= {x for x, _ in seen} <= set(range(7))
-    assert {0, 6} <= {y for _, y in seen} <= set(range(7))
+    assert {0, found} <= {x for x, _ in seen} <= set(range(found + 1))
+    assert {0, found} <= {y for _, y in seen} <= set(range(found + 1))
     assert kept[1, False] > 5
     assert kept[1, True] > 5
 
