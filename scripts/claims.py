@@ -21,6 +21,7 @@ from typing import Any
 import msgspec
 
 from chipgen import recipe, storage
+from train.settings import load_recipe
 
 RECIPE = "scenes-small"
 FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "pixels", "pictures_per_s")
@@ -117,10 +118,11 @@ def main() -> None:
     unknown = [name for name in names if name not in STRATEGIES]
     if unknown:
         raise SystemExit(f"claims: {unknown[0]}: not one of {', '.join(STRATEGIES)}")
-    known = json.loads(args.known.read_text())["runs"] if args.known else []
+    known = known_of(args.known, args.data) if args.known else []
+    elsewhere = {(run["strategy"], run["seed"]) for run in known}
     for seed in args.seeds:
         for name in names:
-            if not is_known(name, seed, args.data, known):
+            if (name, seed) not in elsewhere:
                 run_one(name, seed, args.data, args.out)
             table = collect(args.out, args.data, known)
             path = args.out.with_name(f"{args.out.name}.json")
@@ -177,7 +179,8 @@ def source_of(strategy: Strategy, data: str) -> str:
     annotations = (f"annotations/instances_{split}.json" for split in ("train", "val"))
     scenes = storage.digest_of(storage.LocalFolder(data), *annotations)
     table = recipe.load_table(RECIPE, strategy.settings)
-    parts = scenes, table, asdict(strategy), EPOCHS, DROP
+    trained = asdict(load_recipe(RECIPE, strategy.settings))  # with what is so by default
+    parts = scenes, table, trained, asdict(strategy), EPOCHS, DROP
     return hashlib.sha256(msgspec.json.encode(parts, order="sorted")).hexdigest()
 
 
@@ -187,10 +190,13 @@ def is_finished(run: Path, source: str) -> bool:
     return path.is_file() and json.loads(path.read_text())["source"] == source
 
 
-def is_known(name: str, seed: int, data: str, known: Sequence[dict[str, Any]]) -> bool:
-    """Tell whether a run was made elsewhere, of the same scenes and settings."""
-    wanted = name, seed, source_of(STRATEGIES[name], data)
-    return any((run["strategy"], run["seed"], run["source"]) == wanted for run in known)
+def known_of(path: Path, data: str) -> list[dict[str, Any]]:
+    """Read what another machine found, of the same scenes and settings."""
+    if not path.is_file():
+        raise SystemExit(f"claims: {path}: no such file")
+    sources = {(name, source_of(strategy, data)) for name, strategy in STRATEGIES.items()}
+    runs = json.loads(path.read_text())["runs"]
+    return [run for run in runs if (run["strategy"], run.get("source")) in sources]
 
 
 def pixels(run: Path) -> float:
@@ -221,11 +227,7 @@ def collect(out: Path, data: str, known: Sequence[dict[str, Any]] = ()) -> dict[
         finished = [path for path in out.glob(f"{name}-*") if is_finished(path, source)]
         rows = [row for path in finished for row in figures_of(path, name, source)]
         here = {row["seed"] for row in rows}
-        rows += [
-            row
-            for row in known
-            if (row["strategy"], row["source"]) == (name, source) and row["seed"] not in here
-        ]
+        rows += [row for row in known if row["strategy"] == name and row["seed"] not in here]
         runs += sorted(rows, key=lambda row: row["seed"])
     return {"recipe": RECIPE, "runs": runs, "means": means(runs)}
 
