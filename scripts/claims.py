@@ -25,7 +25,7 @@ from train.settings import load_recipe
 
 RECIPE = "scenes-small"
 FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "pixels", "pictures_per_s")
-BACKGROUND = "lost_to_background"
+BACKGROUND, RECALL = "lost_to_background", "recall"  # of the best 300 proposals of a picture
 EPOCHS, DROP = 24, 0.75  # of sniper; the share of the epochs after which the rate falls
 LEVELS_SNIP = (
     "[{short=700,long=1000,range=[0,40]},{short=400,long=600,range=[16,75]},"
@@ -239,7 +239,8 @@ def figures_of(run: Path, name: str, source: str) -> list[dict[str, Any]]:
     log = (run / "train" / "log.jsonl").read_text().splitlines()
     rows = []
     for mode, path in files.items():
-        found = json.loads(path.read_text())["pyramid" if mode == "pyramid" else "autofocus"]
+        told = json.loads(path.read_text())
+        found = told["pyramid" if mode == "pyramid" else "autofocus"]
         rows.append(
             {
                 "strategy": name,
@@ -247,6 +248,7 @@ def figures_of(run: Path, name: str, source: str) -> list[dict[str, Any]]:
                 "seed": int(run.name.rsplit("-", 1)[1]),
                 **{key: found[key] for key in FIGURES},
                 BACKGROUND: found["lost"]["background"],
+                RECALL: told["proposals"]["AR"] if mode == "pyramid" else None,
                 "steps": json.loads(log[-1])["step"],
                 "source": source,
             }
@@ -260,15 +262,13 @@ def means(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     table = []
     for name, mode in kinds:
         alike = [run for run in runs if (run["strategy"], run["mode"]) == (name, mode)]
+        keys = [key for key in (*FIGURES, BACKGROUND, RECALL) if alike[0][key] is not None]
         table.append(
             {
                 "strategy": name,
                 "mode": mode,
                 "seeds": len(alike),
-                **{
-                    key: statistics.fmean(run[key] for run in alike)
-                    for key in (*FIGURES, BACKGROUND)
-                },
+                **{key: statistics.fmean(run[key] for run in alike) for key in keys},
                 "AP_deviation": statistics.stdev(run["AP"] for run in alike)
                 if len(alike) > 1
                 else None,
@@ -280,17 +280,20 @@ def means(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def report(table: dict[str, Any]) -> str:
     """Lay the means out for people."""
     heads = (
-        f"{'AP':>7}{'+-':>6}{'APs':>7}{'APm':>7}{'APl':>7}{'lost':>6}{'pixels':>8}{'pict./s':>9}"
+        f"{'AP':>7}{'+-':>6}{'APs':>7}{'APm':>7}{'APl':>7}{'lost':>6}{'recall':>8}{'pixels':>8}"
+        f"{'pict./s':>9}"
     )
     lines = [f"{'':24}seeds{heads}"]
     for row in table["means"]:
         spread = "-" if row["AP_deviation"] is None else f"{row['AP_deviation']:.1f}"
         figures = "".join(f"{row[key]:7.1f}" for key in ("APs", "APm", "APl"))
+        recall = f"{row[RECALL]:.1f}" if RECALL in row else "-"
         lines.append(
             f"{row['strategy'] + ' ' + row['mode']:24}{row['seeds']:5}{row['AP']:7.1f}{spread:>6}"
-            f"{figures}{row[BACKGROUND]:6.1f}{row['pixels']:8.0f}{row['pictures_per_s']:9.1f}"
+            f"{figures}{row[BACKGROUND]:6.1f}{recall:>8}{row['pixels']:8.0f}"
+            f"{row['pictures_per_s']:9.1f}"
         )
-    lines.append("lost: AP that the false finds in the background cost")
+    lines.append("lost: AP that the false finds in the background cost; recall: of 300 proposals")
     return "\n".join(lines)
 
 

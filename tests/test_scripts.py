@@ -26,7 +26,8 @@ def claims(tmp_path, monkeypatch):
             out = words[words.index("--out") + 1] if point else words[2] / "eval.json"
             ap = 10.0 * point + int(words[2].name[-1])
             row = {**dict.fromkeys(claims.FIGURES, ap), "lost": {"background": ap + 0.5}}
-            out.write_text(json.dumps(dict.fromkeys(("autofocus", "pyramid"), row)))
+            proposals = {} if point else {"proposals": {"AR": ap + 60}}
+            out.write_text(json.dumps(dict.fromkeys(("autofocus", "pyramid"), row) | proposals))
         elif words[0] == "train":
             (words[1] / "train").mkdir(parents=True, exist_ok=True)
             (words[1] / "train" / "log.jsonl").write_text('{"step": 10}\n{"step": 20}\n')
@@ -56,6 +57,8 @@ def test_claims_gather_finished_runs_by_seed(claims, tmp_path):
     assert means["sniper", "pyramid"]["AP_deviation"] == pytest.approx(2**0.5)
     assert means["sniper", "quarter"]["AP"] == 11.0
     assert means["sniper", "quarter"]["lost_to_background"] == 11.5
+    assert means["sniper", "pyramid"]["recall"] == 61.0
+    assert "recall" not in means["sniper", "quarter"]
     assert means["single", "pyramid"]["AP_deviation"] is None
     assert "single pyramid" in claims.report(table)
 
