@@ -105,12 +105,16 @@ def fly(
 def focused(flight: Flight, level: int, stride: int, settings: InferSettings) -> list[Window]:
     """Make the windows of a level from the map of focus of the one before (algorithm 2).
 
-    They grow to whole steps where there is room: less of what the network sees is padding.
+    Objects reach to the edges of their FocusPixels, and what is found there would fall to the
+    border rule: so windows have a border around them, unless dilation has given them more. They
+    also grow to whole steps where there is room: less of what the network sees is padding.
     """
     choice = settings.focus[level - 1]
     before, after = flight.scales[level - 1], flight.scales[level]
     cell = stride * after / before  # canvas px of this level, along x and y
-    smallest = np.ceil(choice.smallest / cell).astype(int)
+    border_low = (settings.border - choice.dilation // 2 * cell).clip(0)
+    border_high = (settings.border - (choice.dilation - 1) // 2 * cell).clip(0)
+    smallest = np.ceil((choice.smallest - border_low - border_high).clip(1) / cell).astype(int)
     found = focus.windows(
         flight.maps[level - 1], choice.threshold, choice.dilation, (smallest[1], smallest[0])
     )
@@ -118,8 +122,8 @@ def focused(flight: Flight, level: int, stride: int, settings: InferSettings) ->
     canvas = flight.canvases[level]
     # outward to whole cells of this level, so that its map of focus has one grid
     cells = -(-canvas // stride)
-    low = np.minimum(np.floor(edges[:, :2] / stride).astype(int), cells - 1)
-    high = np.minimum(np.ceil(edges[:, 2:] / stride).astype(int), cells)
+    low = np.floor((edges[:, :2] - border_low) / stride).astype(int).clip(0, cells - 1)
+    high = np.minimum(np.ceil((edges[:, 2:] + border_high) / stride).astype(int), cells)
     in_cells = np.concatenate([low, high], axis=1)
     grown = focus.filled(in_cells, -(-settings.step // stride), tuple(cells[::-1].tolist()))
     low = grown[:, :2] * stride

@@ -137,6 +137,20 @@ def test_a_level_alone_keeps_every_size():
     assert seer_run(pixels, TWO, mode=1).processed == {1: 1280 * 960}
 
 
+@pytest.mark.parametrize(("smallest", "side"), [(16, 96), (100, 160), (198, 224)])
+def test_chips_have_a_border_around_objects_that_fill_their_focus_pixels(smallest, side):
+    settings = dataclasses.replace(
+        TWO,
+        levels=(Level((40.0, math.inf), factor=0.5), Level((0.0, 40.0), factor=2.0)),
+        focus=(FocusSettings(0.5, 1, smallest),),
+        step=STRIDE,
+    )
+    for x in (96, 0):  # at the picture's edge as well
+        result = seer_run(with_squares(640, 480, (x, 96, 32)), settings)
+        np.testing.assert_allclose(result.boxes, [[x, 96, x + 32, 128]], atol=0.5)
+        assert result.chips[1][0, 3] - result.chips[1][0, 1] == side / 2
+
+
 def test_an_object_that_a_chip_cuts_is_not_found_there():
     # the long bar is wanted by its size at the fine level, but a chip around the dot cuts it
     pixels = with_squares(640, 480, (300, 200, 8))
