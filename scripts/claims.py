@@ -10,6 +10,7 @@ much, for on COCO an epoch of it costs that (here, twice).
 import argparse
 import hashlib
 import json
+import signal
 import statistics
 import subprocess
 import sys
@@ -210,11 +211,14 @@ def module(*words: Any, quiet: bool = False) -> None:
     """Run a command of the project; its failure is the end."""
     line = [sys.executable, "-m", *map(str, words)]
     process = subprocess.Popen(line, stdout=subprocess.DEVNULL if quiet else None)
+    before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
     try:
         code = process.wait()
     except KeyboardInterrupt:
         process.wait()  # a training writes its checkpoint first
         raise SystemExit("\nclaims: stopped; the same command goes on from there") from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
     if code:
         raise SystemExit(f"claims: {' '.join(line[2:])} ended with code {code}")
 

@@ -1,9 +1,11 @@
 """The scripts that measure: what of them can be tested without measuring."""
 
 import json
+import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import gpu_check
 import pytest
@@ -118,6 +120,21 @@ def test_the_budget_of_claims_needs_the_chips_of_sniper_but_no_training_on_them(
     assert "--set=train.task=rpn" in trained[0]
     epochs = claims.EPOCHS * 3 / 1.5  # three times the pixels of sniper
     assert f"--set=train.epochs={epochs:.0f}" in trained[1]
+
+
+def test_claims_do_not_leave_a_training_behind_when_they_are_ended(tmp_path):
+    (tmp_path / "slow.py").write_text("import time; print('begun', flush=True); time.sleep(60)")
+    line = [sys.executable, "-c", "import claims; claims.module('slow')"]
+    folders = [str(Path(gpu_check.__file__).parent), str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(folders)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(line, env=environment, start_new_session=True, **pipes)
+    assert process.stdout.readline() == "begun\n"
+    process.terminate()
+    assert "slow ended with code -15" in process.communicate(timeout=30)[1]
+    assert process.returncode == 1
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
 
 
 def test_what_only_a_gpu_shows_is_not_measured_without_one(tmp_path):
