@@ -62,14 +62,14 @@ STRATEGIES = {
             (
                 "autofocus",
                 (
-                    "infer.focus=[{threshold=0.0003,dilation=1,smallest=64},"
-                    "{threshold=0.03,dilation=1,smallest=144}]",
+                    "infer.focus=[{threshold=0.0005,dilation=1,smallest=64},"
+                    "{threshold=0.03,dilation=1,smallest=160}]",
                 ),
             ),
             (
                 "quarter",  # of the pyramid's pixels
                 (
-                    "infer.focus=[{threshold=0.01,dilation=1,smallest=64},"
+                    "infer.focus=[{threshold=0.01,dilation=1,smallest=48},"
                     "{threshold=0.03,dilation=1,smallest=112}]",
                     "infer.step=32",  # chips of more shapes, which takes time and spares pixels
                 ),
