@@ -137,12 +137,15 @@ def test_a_level_alone_keeps_every_size():
     assert seer_run(pixels, TWO, mode=1).processed == {1: 1280 * 960}
 
 
-@pytest.mark.parametrize(("smallest", "side"), [(16, 96), (100, 160), (198, 224)])
-def test_chips_have_a_border_around_objects_that_fill_their_focus_pixels(smallest, side):
+@pytest.mark.parametrize(
+    ("smallest", "dilation", "side"),
+    [(16, 1, 96), (100, 1, 160), (198, 1, 224), (16, 2, 144), (16, 3, 192)],
+)
+def test_chips_have_a_border_around_objects_that_fill_their_focus_pixels(smallest, dilation, side):
     settings = dataclasses.replace(
         TWO,
         levels=(Level((40.0, math.inf), factor=0.5), Level((0.0, 40.0), factor=2.0)),
-        focus=(FocusSettings(0.5, 1, smallest),),
+        focus=(FocusSettings(0.5, dilation, smallest),),
         step=STRIDE,
     )
     for x in (96, 0):  # at the picture's edge as well
