@@ -20,6 +20,8 @@ STEP = 2.2  # largest ratio of neighbouring factors; 15 / 5 less some overlap of
 UNSURE = 1.4  # times the size up to which to look closer, it may be worth it (AutoFocus: 90 / 64)
 NEAR = 1.1  # by which a ratio may be larger: no level is added for less
 SMALL, LARGE = 0.02, 0.98  # quantiles of box sizes that the rule is for; all others must fit
+# FocusPixels from which to look closer; what trains from nothing is less sure of them
+THRESHOLDS = {"resnet50": 0.1, "small": 0.03}
 ROUNDING = 0.99  # a factor times this is below it even when it is rounded to three digits
 
 
@@ -153,7 +155,8 @@ def fragment(suggestion: Suggestion, chip: int, network: str) -> str:
     lines += ["]", trained, "[infer]", "levels = [  # from coarse to fine"]
     lines += [f"  {{ {v.toml()} }}," for v in reversed(suggestion.levels)]
     lines += ["]", "focus = [  # of each level but the last: where to look closer"]
-    look = "  { threshold = 0.1, dilation = 3, smallest = 128 },"
+    threshold, smallest = THRESHOLDS[network], chip // 2  # half of what it is trained on to see
+    look = f"  {{ threshold = {threshold}, dilation = 3, smallest = {smallest} }},"
     lines += [look] * (len(suggestion.levels) - 1)
     return "\n".join([*lines, "]", ""])
 

@@ -7,6 +7,7 @@ from chipgen.plan import ChipSettings
 from chipgen.pyramid import Level, canvas_sizes, in_range
 from chipgen.recipe import load
 from chipgen.suggest import FINEST, NETWORKS, fragment, suggest
+from infer.focus import FocusSettings
 from infer.settings import InferSettings
 from train.assign import LabelSettings
 
@@ -106,6 +107,17 @@ def test_focus_pixels_reach_to_where_the_ranges_of_coarser_levels_begin(tmp_path
         begins = level.range[0] * level.factors(side, side)[0]
         assert begins <= found["labels"].focus_high * 1.05  # ranges are rounded
     assert found["labels"].focus_ignore > found["labels"].focus_high
+
+
+@pytest.mark.parametrize("chip", [256, 512])
+@pytest.mark.parametrize(("network", "threshold"), [("resnet50", 0.1), ("small", 0.03)])
+def test_focus_chips_follow_network_and_chip(tmp_path, network, threshold, chip):
+    annotations = cars_and_a_few_ships(np.random.default_rng(0))
+    proposed = fragment(suggest(annotations, chip, 16), chip, network)
+    (tmp_path / "recipe.toml").write_text(proposed)
+    found = load(str(tmp_path / "recipe.toml"), {"infer": InferSettings})["infer"]
+    assert len(found.focus) == len(found.levels) - 1 > 0
+    assert set(found.focus) == {FocusSettings(threshold, 3, chip // 2)}
 
 
 def test_no_level_is_proposed_that_no_box_needs():
