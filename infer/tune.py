@@ -28,7 +28,7 @@ from infer.pictures import decoded
 from infer.proposals import sources_of
 from infer.settings import InferSettings
 
-THRESHOLDS = (0.003, 0.01, 0.03, 0.1, 0.2, 0.4)
+THRESHOLDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
 DILATIONS = (1, 3, 5)
 STRETCH = (0.7, 0.85, 1.0, 1.2, 1.45)  # of the ends of valid ranges
 ROUNDED = 1e-2  # canvas px by which float32 may carry a box over its picture's edge
