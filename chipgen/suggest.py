@@ -20,8 +20,6 @@ STEP = 2.2  # largest ratio of neighbouring factors; 15 / 5 less some overlap of
 UNSURE = 1.4  # times the size up to which to look closer, it may be worth it (AutoFocus: 90 / 64)
 NEAR = 1.1  # by which a ratio may be larger: no level is added for less
 SMALL, LARGE = 0.02, 0.98  # quantiles of box sizes that the rule is for; all others must fit
-# FocusPixels from which to look closer; what trains from nothing is less sure of them
-THRESHOLDS = {"resnet50": 0.1, "small": 0.03}
 ROUNDING = 0.99  # a factor times this is below it even when it is rounded to three digits
 
 
@@ -135,6 +133,9 @@ warmup = 0.5
 clip = 5.0
 """,
 }
+
+# Probability from which on to look closer: what trains from nothing is less sure where.
+THRESHOLDS = {"resnet50": 0.1, "small": 0.03}
 
 
 def fragment(suggestion: Suggestion, chip: int, network: str) -> str:
