@@ -177,6 +177,7 @@ def test_a_detector_whose_last_checkpoint_is_damaged_is_not_an_older_one(run):
         read_state(run)
 
 
+@pytest.mark.usefixtures("one_by_one")
 def test_damaged_lines_of_detect_are_done_again(whole, run, tmp_path, caplog):
     line = ["detect", str(run), str(whole / "data/train"), "--out", str(tmp_path / "out")]
     levels = ["--set", "infer.levels=[{long=96}]", "--set", "infer.focus=[]"]

@@ -75,6 +75,7 @@ def test_a_broken_picture_is_told_and_the_others_are_complete(run, photos, tmp_p
     assert image["file_name"] == str(photos / "a.jpg")
 
 
+@pytest.mark.usefixtures("one_by_one")
 def test_an_interrupted_detect_goes_on_where_it_stopped(run, photos, tmp_path, monkeypatch):
     whole, out = tmp_path / "whole", tmp_path / "found"
     assert detect(run, photos, "--out", whole) == 0
