@@ -1,8 +1,6 @@
 """Runs a detector over an annotated data set: precision, pixels and speed of each mode."""
 
-import dataclasses
 import functools
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -133,8 +131,7 @@ def look(
 
 def propose(detector: Detector, annotations: Annotations) -> Looked:
     """Take the first network's proposals over the whole pyramid."""
-    everything = dataclasses.replace(detector.settings, proposals=PROPOSALS, density=math.inf)
-    proposer = Proposer(detector.models[0], everything, detector.device)
+    proposer = Proposer(detector.models[0], detector.settings, detector.device)
     start = time.perf_counter()
     with progress(total=len(annotations.picture_ids), unit=" pictures", desc=RECALL) as bar:
         table, errors = proposer.table(annotations, bar.update)

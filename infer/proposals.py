@@ -45,7 +45,8 @@ SCHEMA = pa.schema(
     [("picture_id", pa.int64()), ("level", pa.int16())]
     + [(name, pa.float32()) for name in PROPOSALS[2:]]
 )
-LEVEL_MOST = 300  # proposals of a picture at a level
+LEVEL_MOST = 300  # proposals of a picture at a level,
+CHIP_MOST = 10  # or for each chip's area of its canvas, where a large picture has more of these
 FOLDER, RECORD, TABLE = "proposals", "proposals.json", "proposals.parquet"
 log = logging.getLogger("infer")
 
@@ -63,7 +64,8 @@ class Record(msgspec.Struct, frozen=True):
 
 def inputs_of(record: PlanRecord, model: dict) -> str:
     """Hash what proposals follow from, short of the training's own chance: plan and [model]."""
-    text = f"{record.content} {LEVEL_MOST}".encode() + msgspec.json.encode(model, order="sorted")
+    text = f"{record.content} {LEVEL_MOST} {CHIP_MOST}".encode()
+    text += msgspec.json.encode(model, order="sorted")
     return hashlib.sha256(text).hexdigest()
 
 
@@ -121,7 +123,7 @@ def make(run: Folder, part: tuple[int, int] | None, finish: bool) -> None:
         if mine:
             recipe = run_folder.recipe_of(record)
             pyramid = training_pyramid(recipe)
-            proposer = Proposer(model_of(state), pyramid)
+            proposer = Proposer(model_of(state), pyramid, chip=recipe.chips.size)
             total = _pictures_in(mine, count)
             with progress(total=total, unit=" pictures", desc="proposals") as bar:
                 for n in mine:
@@ -150,19 +152,27 @@ def training_pyramid(recipe: run_folder.Recipe) -> InferSettings:
     return InferSettings(
         levels=levels,
         focus=(FocusSettings(),) * (len(levels) - 1),
-        proposals=LEVEL_MOST,
-        density=math.inf,
         max_megapixels=recipe.shards.max_megapixels,
     )
 
 
 class Proposer:
-    """Lets a network propose in whole pictures, at all levels."""
+    """Lets a network propose in whole pictures, at all levels.
 
-    def __init__(self, model: Model, settings: InferSettings, device: torch.device | None = None):
+    A picture has `most_of` its canvas and the size of chips at each level.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        settings: InferSettings,
+        device: torch.device | None = None,
+        chip: float = math.inf,
+    ):
         agree_on_threads()
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = model.to(self.device, memory_format=torch.channels_last).eval()
+        self.chip = chip
         self.settings = dataclasses.replace(settings, min_score=0.0)
         precision = precision_of(settings, self.device)
         self.machine = Machine(self._look, model.stride, precision, AT_ONCE[self.device.type])
@@ -202,30 +212,40 @@ class Proposer:
         levels = range(len(self.settings.levels))
         by_level = [fly(there, self.machine, self.settings, level) for level in levels]
         for flights in zip(*by_level, strict=True):
-            yield [self._best(flight) for flight in flights]
+            yield [self._best(flight, level) for level, flight in enumerate(flights)]
 
     @torch.inference_mode()
     def _look(self, canvases: torch.Tensor, content: torch.Tensor) -> Seen:
         """Take what the RPN says of canvases for detections of one class."""
         with mixed(self.machine.dtype, self.device):
             maps = self.model.backbone(canvases)
-            count = self.settings.proposals_of(canvases.shape[2:])
+            count = most_of(canvases.shape[:1:-1], self.chip)
             boxes, logits, there = self.model.propose(maps, content, count)
         scores = logits.float().sigmoid() * there
         focus = scores.new_zeros((len(canvases), *maps[0].shape[2:]))
         return Seen(boxes.float()[:, :, None], scores[..., None], focus)
 
-    def _best(self, flight: Flight) -> tuple[np.ndarray, np.ndarray]:
+    def _best(self, flight: Flight, level: int) -> tuple[np.ndarray, np.ndarray]:
         """Sort the proposals of a picture, without what neighbouring tiles both found."""
+        most = most_of(flight.canvases[level], self.chip)
         boxes, scores, _ = flight.found()
         order = np.argsort(-scores, kind="stable")
         boxes, scores = boxes[order], scores[order]
         if len(flight.boxes) > 1:
             there = torch.ones((1, len(boxes)), dtype=torch.bool)
             overlap = self.model.settings.proposal_iou
-            kept = suppress(torch.from_numpy(boxes)[None], there, overlap, LEVEL_MOST)[0].numpy()
+            kept = suppress(torch.from_numpy(boxes)[None], there, overlap, most)[0].numpy()
             boxes, scores = boxes[kept], scores[kept]
-        return boxes[:LEVEL_MOST], scores[:LEVEL_MOST]
+        return boxes[:most], scores[:most]
+
+
+def most_of(canvas: Sequence[int], chip: float) -> int:
+    """Give the number of proposals for a canvas (width, height) that chips of a size are cut from.
+
+    A chip has to hold some that no other holds to become a negative (`negatives.min_proposals`):
+    with as many for a picture of any size, large pictures would give none.
+    """
+    return max(LEVEL_MOST, math.ceil(CHIP_MOST * (canvas[0] / chip) * (canvas[1] / chip)))
 
 
 def sources_of(annotations: Annotations) -> Iterator[Source]:

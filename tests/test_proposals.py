@@ -10,7 +10,7 @@ from chipgen.errors import Refusal
 from chipgen.storage import open_folder
 from infer import proposals
 from infer.__main__ import main
-from infer.proposals import LEVEL_MOST, Proposer
+from infer.proposals import CHIP_MOST, LEVEL_MOST, Proposer, most_of
 
 PICTURES = 7
 
@@ -43,8 +43,10 @@ def test_every_picture_is_proposed_in_at_every_level(run):
         assert 0 <= row["x1"] < row["x2"] <= width + 0.01
         assert 0 <= row["y1"] < row["y2"] <= height + 0.01
         assert 0 < row["score"] < 1
-    counts = np.unique([row["picture_id"] * 10 + row["level"] for row in rows], return_counts=True)
-    assert counts[1].max() <= LEVEL_MOST
+    numbers = [row["picture_id"] * 10 + row["level"] for row in rows]
+    for number, count in zip(*np.unique(numbers, return_counts=True), strict=True):
+        canvas = np.array(sizes[number // 10]) * (2, 1, 1)[number % 10]  # the third is no larger
+        assert count <= most_of(canvas, 96)
     assert sorted(p.name for p in (run / "proposals").iterdir()) == [
         "proposals.json",
         "proposals.parquet",
@@ -138,6 +140,20 @@ def test_tiles_of_a_large_picture_propose_once():
         assert len(boxes) <= LEVEL_MOST
         assert len(parts) <= LEVEL_MOST
         assert (parts[:, 2:] > parts[:, :2]).all()
+
+
+def test_a_picture_of_many_chips_has_more_proposals():
+    pixels = np.array(made_up.noise(300, 200))
+    model = inferring.model(classes=0, proposal_iou=0.99)
+    few, many = (
+        Proposer(model, inferring.pyramid(tile=160, overlap=32), chip=chip) for chip in (96, 24)
+    )
+    (of_few,), (of_many,) = few([pixels]), many([pixels])
+    for factor, (some, _), (more, _) in zip((160 / 300, 1.0, 1.8), of_few, of_many, strict=True):
+        areas = factor**2 * pixels[..., 0].size / 24**2
+        assert len(some) <= LEVEL_MOST < len(more) or areas < LEVEL_MOST / CHIP_MOST
+        assert len(more) <= max(LEVEL_MOST, CHIP_MOST * areas + 1)
+        np.testing.assert_allclose(more[0], some[0], atol=1e-3)
 
 
 def test_pictures_propose_the_same_alone_and_in_company():
