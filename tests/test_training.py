@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+import torchvision
 import training
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -77,6 +78,44 @@ def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_the_chips(
     state = checkpoint.load_last(LocalFolder(tmp_path / "train" / "checkpoints"))
     assert state["step"] == 2
     assert all(v.isfinite().all() for v in state["model"].values())
+
+
+def test_weights_that_an_update_has_spoilt_are_not_kept(material, tmp_path, monkeypatch):
+    inner, steps = torch.optim.SGD.step, []
+
+    def spoiling(self, *arguments):
+        inner(self, *arguments)
+        steps.append(1)
+        if len(steps) == 2:
+            self.param_groups[0]["params"][0].data[0] = float("inf")
+
+    monkeypatch.setattr(torch.optim.SGD, "step", spoiling)
+    with pytest.raises(Refusal, match="the weights are not finite after step 2"):
+        run(tmp_path, *material, "train.checkpoint_every=1")
+    state = checkpoint.load_last(LocalFolder(tmp_path / "train" / "checkpoints"))
+    assert state["step"] == 1
+
+
+def test_a_run_goes_on_in_less_memory_and_where_its_first_weights_are_gone(
+    material, tmp_path, caplog
+):
+    torch.manual_seed(3)
+    weights = tmp_path / "weights.pt"
+    torch.save(torchvision.models.resnet18().state_dict(), weights)
+    settings = ('model.backbone="resnet18"', f'model.weights="{weights}"', "train.batch=4")
+    shards, name = material
+    (tmp_path / "shards").symlink_to(shards / "shards")
+    line = [str(tmp_path), "--recipe", str(name), *(f"--set={text}" for text in settings)]
+    assert main([*line, "--set=train.epochs=1"]) == 0
+    assert "train.drops: the rate does not fall at epoch 1.5, for there are only 1" in caplog.text
+    weights.unlink()
+    caplog.clear()
+    less = "--set=train.pass_chips=2", "--set=model.checkpointing=true"
+    assert main([*line, *less, "--resume"]) == 0
+    assert "train.drops" not in caplog.text
+    state = checkpoint.load_last(LocalFolder(tmp_path / "train" / "checkpoints"))
+    assert state["place"] == [2, 0]
+    assert state["done"]
 
 
 @pytest.mark.parametrize("form", ["collage", "batch"])

@@ -38,8 +38,9 @@ def run(args: argparse.Namespace) -> int:
         return trained(args)
     except torch.OutOfMemoryError as error:
         raise Refusal(
-            f"the device has too little memory ({error}); lower train.pass_chips, which "
-            f"leaves the batch as it is, or set model.checkpointing = true"
+            f"the device has too little memory ({error}); let fewer chips pass at once with "
+            f"train.pass_chips = 8, or 4, which leaves the batch as it is, or set "
+            f"model.checkpointing = true; the run then goes on with --resume"
         ) from error
 
 
@@ -88,6 +89,13 @@ def trained(args: argparse.Namespace) -> int:
                 if processes.rank == 0:
                     log.info("up to date: %s, step %d", folder, state["step"])
                 return 0
+            late = [f"{at:g}" for at, _ in recipe.train.steps_down if at >= recipe.train.length]
+            if late and processes.rank == 0:
+                log.warning(
+                    "train.drops: the rate does not fall at epoch %s, for there are only %d epochs",
+                    ", ".join(late),
+                    recipe.train.length,
+                )
             if state and processes.rank == 0:
                 log.info("going on from step %d, epoch %d", state["step"], state["place"][0])
             ended = loop.train(folder, index, recipe, about, processes, state)

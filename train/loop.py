@@ -9,6 +9,7 @@ import itertools
 import time
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -47,7 +48,9 @@ def train(
     """Train to the end, or to a signal; returns which. `about` goes into each checkpoint."""
     settings, device = recipe.train, processes.device
     order = Order(index, settings.batch, settings.seed)
-    model, network = build(recipe, len(index.classes), processes)
+    weights = "" if state else recipe.model.weights  # a checkpoint has its own
+    bare = replace(recipe, model=replace(recipe.model, weights=weights))
+    model, network = build(bare, len(index.classes), processes)
     optimizer = torch.optim.SGD(
         model.parameters(),
         settings.lr,
@@ -65,6 +68,7 @@ def train(
         feedback.last, step, place = state["feedback"], state["step"], tuple(state["place"])
 
     def save(done: bool = False) -> None:
+        require_finite(model, step)
         if processes.rank == 0:
             kept = {
                 "model": model.state_dict(),
@@ -283,6 +287,15 @@ class Taker:
         self.waited = time.perf_counter() - start
         enough = count if len(self._ahead) >= count else min(1, len(self._ahead))
         return [self._ahead.popleft() for _ in range(enough)]
+
+
+def require_finite(model: nn.Module, step: int) -> None:
+    """Refuse weights that an update has spoilt before a checkpoint holds them."""
+    if not nn.utils.get_total_norm([value.detach() for value in model.parameters()]).isfinite():
+        raise Refusal(
+            f"the weights are not finite after step {step}, though each loss was, and are not "
+            f"kept: start anew with a lower train.lr, or with train.clip"
+        )
 
 
 def same_run(state: dict[str, Any], about: dict[str, Any]) -> list[str]:

@@ -15,10 +15,11 @@ POLICIES = {
     "normal": (11, ((8.0, 0.1), (10.0, 0.1))),
     "long": (18, ((11.0, 0.1), (14.0, 0.1), (17.0, 0.5))),
 }
-# what may differ between the parts of one run: none of it changes what is learned
+# what may differ between the parts of one run: none of it changes what is learned, but for chips of
+# a pass, which normalisation takes its statistics of, as it does of the processes', free as well
 FREE = (
     "workers", "log_every", "checkpoint_every", "keep", "compile", "on_broken", "patience",
-    "epochs",
+    "epochs", "pass_chips", "checkpointing",
 )  # fmt: skip
 
 
