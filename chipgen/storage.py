@@ -237,24 +237,29 @@ def read_picture(folder: Folder, name: str) -> bytes:
 def read_listed_picture(folder: Folder, name: str) -> bytes:
     """Read a picture of a data set in the same way; refuses where its whole folder has gone.
 
-    An empty folder is where a disk should be mounted: all pictures would be rejected for good.
+    An empty folder is where a disk should be mounted, and where neither a picture nor its folder
+    may be read, credentials have expired: all pictures would be rejected for good.
     """
     try:
         return read_picture(folder, name)
     except PictureError as error:
-        if _is_gone(folder):
-            raise Refusal(
-                f"picture folder {folder}: not there, or empty; mount it, or plan again with the "
-                f"new --data"
-            ) from error
+        if fault := _fault_of(folder, isinstance(error.__cause__, PermissionError)):
+            raise Refusal(f"picture folder {folder}: {fault}") from error
         raise
 
 
-def _is_gone(folder: Folder) -> bool:
+def _fault_of(folder: Folder, denied: bool) -> str | None:
+    """Say why nothing can be read in a folder, if that is so; a picture may have been denied."""
     try:
-        return folder.is_empty()
-    except PermissionError:  # pictures may be read there, though not listed
-        return False
+        if folder.is_empty():
+            return "not there, or empty; mount it, or plan again with the new --data"
+    except PermissionError as error:  # pictures may be read there, though not listed
+        if denied:
+            return (
+                f"neither the picture nor the folder may be read ({error}); renew the "
+                f"credentials, and run the same command again to go on"
+            )
+    return None
 
 
 def digest_of(folder: Folder, *names: str) -> str:

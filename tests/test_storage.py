@@ -144,6 +144,20 @@ def test_a_folder_that_may_not_be_listed_still_loses_pictures_one_by_one(folder,
         read_listed_picture(folder, "a.jpg")
 
 
+def test_where_neither_a_picture_nor_its_folder_may_be_read_no_picture_is_rejected(
+    folder, monkeypatch
+):
+    def expired(*_):
+        raise PermissionError("The provided token has expired.")
+
+    monkeypatch.setattr(LocalFolder, "read", expired)
+    with pytest.raises(PictureError, match="missing_file"):
+        read_listed_picture(folder, "some.bin")
+    monkeypatch.setattr(os, "scandir", expired)
+    with pytest.raises(Refusal, match=r"token has expired.*renew the credentials"):
+        read_listed_picture(folder, "some.bin")
+
+
 def test_a_tree_that_another_run_removes_as_well_is_gone_without_an_error(folder, monkeypatch):
     for name in ("000/a", "000/b", "001/c"):
         folder.write(f"groups/{name}", b"")
