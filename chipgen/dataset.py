@@ -41,6 +41,7 @@ REJECTS = pa.schema(
         "detail": pa.string(),
     }
 )
+ALIKE = 0.05  # of the pictures; more that share an id with another are no single mistakes
 MOST_PIXELS = 1 << 31  # a larger size is mistyped, and the grid of its chips would fill the memory
 
 
@@ -127,7 +128,7 @@ class Annotations:
 def read(where: str, splits: Sequence[str]) -> Annotations:
     """Read splits of the data set at a path or URL; the README shows the layouts that it knows."""
     whole = join(list(parts(where, splits)))
-    again = repeats(whole.picture_ids)
+    again = repeated_pictures(whole)
     rejects = reject_repeats(whole.take(np.flatnonzero(again)))
     return dataclasses.replace(
         whole.take(np.flatnonzero(~again)),
@@ -136,7 +137,7 @@ def read(where: str, splits: Sequence[str]) -> Annotations:
 
 
 def parts(where: str, splits: Sequence[str]) -> Iterator[Annotations]:
-    """Read splits file by file; a picture may be in several, see `repeats`."""
+    """Read splits file by file; a picture may be in several, see `repeated_pictures`."""
     found = layout.find(where)
     named = [found.split(name) for name in splits]
     if len(set(named)) < len(named):
@@ -290,6 +291,9 @@ def _annotation_reasons(raw: RawSplit, has_picture: np.ndarray, clipped: np.ndar
     unlisted[unlisted] = ~np.isin(raw.annotation_pictures[unlisted], listed)
     duplicate = np.zeros(len(raw.readable), bool)
     duplicate[raw.readable] = repeats(raw.annotation_ids[raw.readable])
+    if duplicate.any():  # in some files, each picture counts from one
+        of = raw.annotation_pictures[raw.readable], raw.annotation_ids[raw.readable]
+        duplicate[raw.readable] = repeats(pairs(*of))
     with np.errstate(invalid="ignore"):
         empty = (raw.boxes[:, 2:] <= raw.boxes[:, :2]).any(axis=1)
         outside = (clipped[:, 2:] <= clipped[:, :2]).any(axis=1)
@@ -349,11 +353,47 @@ def join(parts: list[Annotations]) -> Annotations:
     )
 
 
-def repeats(picture_ids: np.ndarray) -> np.ndarray:
-    """Say which pictures have an id that an earlier one has, (P,) bool."""
-    again = np.ones(len(picture_ids), bool)
-    again[np.unique(picture_ids, return_index=True)[1]] = False
+def repeats(ids: np.ndarray) -> np.ndarray:
+    """Say which entries have an id that an earlier one has, (n,) bool."""
+    again = np.ones(len(ids), bool)
+    again[np.unique(ids, return_index=True)[1]] = False
     return again
+
+
+def pairs(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Number pairs of ids, (n,) each: equal pairs have the same number, (n,) int64."""
+    _, one = np.unique(first, return_inverse=True)
+    values, two = np.unique(second, return_inverse=True)
+    return one * len(values) + two
+
+
+def repeated_pictures(whole: Annotations) -> np.ndarray:
+    """Say which pictures another split or file has brought already, (P,) bool.
+
+    Refuses splits or files that number other pictures alike: most of them would be lost.
+    """
+    ids = whole.picture_ids
+    again = repeats(ids)
+    rows = np.flatnonzero(again)
+    if not len(rows):
+        return again
+    _, first, place = np.unique(ids, return_index=True, return_inverse=True)
+    names = zip(_where(whole, first[place[rows]]), _where(whole, rows), strict=True)
+    alike = [n for n, (one, other) in enumerate(names) if one != other]
+    if len(alike) > max(1, ALIKE * len(ids)):
+        row = rows[alike[0]]
+        one, other = _where(whole, np.array([first[place[row]], row]))
+        raise Refusal(
+            f"{len(alike)} picture ids stand for two pictures, such as {ids[row]} for {one} and "
+            f"{other}; what is read together must number its pictures differently"
+        )
+    return again
+
+
+def _where(whole: Annotations, rows: np.ndarray) -> list[str]:
+    """Name the files of some pictures, with their folders."""
+    entries = whole.pictures.take(rows).to_pylist()
+    return [f"{whole.roots[entry['root']]}/{entry['file']}" for entry in entries]
 
 
 def reject_repeats(pictures: Annotations) -> pa.Table:

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from chipgen import draws
-from chipgen.dataset import PICTURES, REJECTS, Annotations, join, repeats
+from chipgen.dataset import PICTURES, REJECTS, Annotations, join, repeated_pictures
 
 ORDER = 1 << 21  # stream of draws: the order of pictures
 BUCKETS = 1024
@@ -65,7 +65,7 @@ class Shuffle:
         return whole.take(np.argsort(self._numbers(whole), kind="stable"))
 
     def _pieces(self, whole: Annotations) -> Iterator[tuple[Annotations, np.ndarray]]:
-        again = repeats(whole.picture_ids)
+        again = repeated_pictures(whole)
         for start in range(0, len(again), PART):
             rows = np.arange(start, min(start + PART, len(again)))
             yield whole.take(rows), again[rows]

@@ -11,7 +11,7 @@ import numpy as np
 
 from chipgen import boxes as box_math
 from chipgen import coco, layout, raw
-from chipgen.dataset import Annotations
+from chipgen.dataset import Annotations, pairs
 
 
 class _Annotation(msgspec.Struct, gc=False):
@@ -48,11 +48,15 @@ def areas_of(where: str, splits: Sequence[str], annotations: Annotations) -> np.
             )
             if not len(ids):
                 continue
-            place = np.searchsorted(ids, annotations.annotation_ids[left])
-            place = np.minimum(place, len(ids) - 1)
-            # their ids are unique within a file only, those of pictures over all of them
-            here = ids[place] == annotations.annotation_ids[left]
-            here &= pictures[place] == picture_ids[left]
+            # their ids may be unique within a picture only, those of pictures over all files
+            wanted = annotations.annotation_ids[left]
+            numbers = pairs(
+                np.concatenate([pictures, picture_ids[left]]), np.concatenate([ids, wanted])
+            )
+            known, first = np.unique(numbers[: len(ids)], return_index=True)
+            place = np.searchsorted(known, numbers[len(ids) :])
+            place = first[np.minimum(place, len(known) - 1)]
+            here = (ids[place] == wanted) & (pictures[place] == picture_ids[left])
             usable = here & np.isfinite(listed[place]) & (listed[place] >= 0)
             areas[left[usable]] = listed[place[usable]]
             left = left[~here]
@@ -60,13 +64,11 @@ def areas_of(where: str, splits: Sequence[str], annotations: Annotations) -> np.
 
 
 def _listed(entries: list) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Give a file's annotations: ids, ascending, pictures, and areas, NaN for unusable ones."""
+    """Give a file's annotations: ids, pictures, and areas, NaN for unusable ones."""
     entries = [one if isinstance(one, _Annotation) else _Annotation() for one in entries]
     pictures, _ = raw.ids([one.image_id for one in entries])
     areas = raw.floats([one.area for one in entries])
     values = [one.id for one in entries]
     if all(value is None for value in values):  # the reader numbers them, too
         return np.arange(len(values)), pictures, areas
-    ids, _ = raw.ids(values)
-    ids, first = np.unique(ids, return_index=True)  # of those that share an id, the first is kept
-    return ids, pictures[first], areas[first]
+    return raw.ids(values)[0], pictures, areas

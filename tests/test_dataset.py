@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from chipgen import dataset
+from chipgen.__main__ import main
 from chipgen.errors import Refusal
 from chipgen.plan import ChipSettings
 from chipgen.pyramid import Level
@@ -402,3 +403,37 @@ def test_fingerprint_follows_the_annotations(tmp_path):
     assert before == dataset.fingerprint(str(tmp_path), ["train"])
     made_up.coco(tmp_path, seed=1)
     assert before != dataset.fingerprint(str(tmp_path), ["train"])
+
+
+def two_splits(tmp_path, numbers, file="{}.jpg"):
+    """Write splits of pictures with these ids and names, and a box of each."""
+    (tmp_path / "annotations").mkdir()
+    for split in ("train", "val"):
+        (tmp_path / split).mkdir()
+        images = []
+        for n in numbers:
+            name = file.format(n, split=split)
+            (tmp_path / split / name).touch()
+            images.append({"id": n, "file_name": name, "width": 100, "height": 80})
+        boxes = [{**box(k, [1, 1, 5, 5]), "image_id": n} for n in numbers for k in (1, 2)]
+        content = {"images": images, "annotations": boxes, "categories": made_up.CATEGORIES}
+        (tmp_path / f"annotations/instances_{split}.json").write_text(json.dumps(content))
+    return tmp_path
+
+
+def test_annotation_ids_that_start_anew_in_each_picture_lose_no_box(tmp_path):
+    found = dataset.read(str(two_splits(tmp_path, [4, 5])), ["train"])
+    assert found.annotation_ids.tolist() == [1, 2, 1, 2]
+    assert not found.rejects.num_rows
+
+
+@pytest.mark.parametrize("file", ["{}.jpg", "{split}-{}.jpg"])
+def test_splits_that_number_other_pictures_alike_are_refused(tmp_path, capsys, file):
+    where = str(two_splits(tmp_path, [4, 5], file))
+    assert len(dataset.read(where, ["val"]).picture_ids) == 2
+    with pytest.raises(Refusal, match=r"2 picture ids stand for two pictures, such as 4 for"):
+        dataset.read(where, ["train", "val"])
+    recipe = str(made_up.recipe(tmp_path / "r.toml"))
+    line = ["plan", str(tmp_path / "run"), "--data", where, "--recipe", recipe]
+    assert main([*line, "--split", "train,val"]) == 1
+    assert "must number its pictures differently" in capsys.readouterr().err

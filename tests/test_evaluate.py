@@ -189,7 +189,7 @@ def test_areas_of_several_files_whose_annotation_ids_repeat_are_kept_apart(tmp_p
 
     toml = in_files(
         tmp_path,
-        ([7, 9], [entry(1, 7, 11), entry(2, 9, 12), entry(3, 9, "odd")]),
+        ([7, 9], [entry(1, 7, 11), entry(1, 9, 12), entry(2, 9, "odd")]),  # anew in each picture
         ([], []),
         # picture 7 again, which is taken from the first file
         ([8, 7], [entry(1, 8, 21), entry(2, 8, 22), entry(3, 8, 23), entry(4, 7, 24)]),
