@@ -36,7 +36,7 @@ class _Annotation(msgspec.Struct, gc=False):
 
 
 class _Category(msgspec.Struct):
-    id: int
+    id: Any
     name: str
 
 
@@ -86,16 +86,21 @@ def parse(data: bytes, where: str, kind: type[Parsed]) -> Parsed:
 
 
 def _columns(file: _File, where: str) -> RawSplit:
-    categories = sorted(file.categories, key=lambda c: c.id)
-    category_ids = np.array([c.id for c in categories], dtype=np.int64)
-    if not categories or len(np.unique(category_ids)) < len(categories):
-        raise Refusal(f"annotations {where}: categories are missing or share an id")
+    category_ids, category_ids_readable = raw.ids(_column(file.categories, "id"))
+    order = np.argsort(category_ids, kind="stable")
+    classes, category_ids = [file.categories[k].name for k in order], category_ids[order]
+    if not classes or not category_ids_readable.all() or (np.diff(category_ids) == 0).any():
+        raise Refusal(f"annotations {where}: categories are missing, have no id or share one")
 
     pictures, picture_objects = _objects(file.images, _Picture)
     picture_ids, picture_ids_readable = raw.ids(_column(pictures, "id"))
     faults = dict.fromkeys(np.flatnonzero(~picture_ids_readable).tolist(), "no id")
     faults |= dict.fromkeys(np.flatnonzero(~picture_objects).tolist(), "not an object")
-    files = [name if isinstance(name, str) else "" for name in _column(pictures, "file_name")]
+    # converters on Windows write its separator
+    files = [
+        name.replace("\\", "/") if isinstance(name, str) else ""
+        for name in _column(pictures, "file_name")
+    ]
     sizes = [raw.floats(_column(pictures, "width")), raw.floats(_column(pictures, "height"))]
 
     annotations, objects = _objects(file.annotations, _Annotation)
@@ -104,12 +109,12 @@ def _columns(file: _File, where: str) -> RawSplit:
     category, category_readable = raw.ids(_column(annotations, "category_id"))
     boxes, boxes_readable = raw.quadruples(_column(annotations, "bbox"))
     boxes[:, 2:] += boxes[:, :2]  # xywh -> xyxy
-    crowd = [mark == 1 for mark in _column(annotations, "iscrowd")]  # true, too, is 1
+    crowd = [mark == 1 or mark == "1" for mark in _column(annotations, "iscrowd")]  # true is 1
 
-    place = np.minimum(np.searchsorted(category_ids, category), len(categories) - 1)
+    place = np.minimum(np.searchsorted(category_ids, category), len(classes) - 1)
     known = category_readable & (category_ids[place] == category)
     return RawSplit(
-        classes=tuple(c.name for c in categories),
+        classes=tuple(classes),
         picture_ids=picture_ids,
         files=files,
         picture_sizes=np.stack(sizes, axis=1),

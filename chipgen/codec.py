@@ -146,6 +146,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         samples = np.asarray(image)
         high = samples >> 8 if samples.max(initial=0) > 255 else samples
         return Image.fromarray(np.clip(high, 0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise PictureError("floating_point", "of 32 bits a sample; store 8 or 16")
     if image.mode == "P":
         return image.convert("RGBA").convert("RGB")  # transparency of a palette may be bytes
     return image.convert("RGB")

@@ -318,6 +318,8 @@ def _rejects(raw: RawSplit, picture_reasons: np.ndarray, reasons: np.ndarray) ->
     for i in np.flatnonzero(picture_reasons != "").tolist():
         width, height = raw.picture_sizes[i].tolist()
         detail = raw.picture_faults.get(i, f"{width:g}x{height:g}")
+        if picture_reasons[i] == "unsafe_name":
+            detail = "no name of a file within the picture folder"
         rows.append((int(raw.picture_ids[i]), raw.files[i], None, picture_reasons[i], detail))
     faulty = np.flatnonzero(reasons != "").tolist()
     readable = np.flatnonzero(raw.picture_readable).tolist() if faulty else []

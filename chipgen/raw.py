@@ -55,7 +55,7 @@ def picture_id_of(name: str) -> int:
 def ids(values: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
     """Read ids: (n,) int64 and a mask of those that are ids (whole numbers, or names)."""
     array = _plain_array(values)
-    if array is not None and array.dtype.kind == "i":
+    if array is not None and array.ndim == 1 and array.dtype.kind == "i":
         return array.astype(np.int64), np.ones(len(array), bool)
     return _each(values, _id, 0, np.int64)
 
@@ -63,7 +63,7 @@ def ids(values: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
 def floats(values: Sequence[Any]) -> np.ndarray:
     """Read numbers: (n,) float64, NaN where the value is none."""
     array = _plain_array(values)
-    if array is not None and array.dtype.kind in "if":
+    if array is not None and array.ndim == 1 and array.dtype.kind in "if":
         return array.astype(np.float64)
     return _each(values, _float, np.nan, np.float64)[0]
 

@@ -60,6 +60,12 @@ def test_every_mode_becomes_rgb(mode, kind):
         assert np.abs(found - expected).mean() < 6
 
 
+def test_pictures_of_floating_point_samples_are_not_taken_for_black_ones():
+    data = made_up.encoded(Image.fromarray(np.full((HEIGHT, WIDTH), 0.8, np.float32)), "TIFF")
+    with pytest.raises(PictureError, match="floating_point"):
+        decode(data)
+
+
 def test_palette_with_transparency_becomes_rgb():
     image = PICTURE.convert("P")
     data = made_up.encoded(image, "PNG", transparency=bytes(range(256)))

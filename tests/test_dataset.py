@@ -106,7 +106,7 @@ def test_one_bad_annotation_is_rejected_and_the_others_stay(tmp_path, entry, rea
         ({"id": 7, "file_name": "b.jpg", "width": 9, "height": 9}, "duplicate_picture_id"),
         ({"id": 8, "file_name": "../b.jpg", "width": 9, "height": 9}, "unsafe_name"),
         ({"id": 8, "file_name": "/etc/passwd", "width": 9, "height": 9}, "unsafe_name"),
-        ({"id": 8, "file_name": "c\\b.jpg", "width": 9, "height": 9}, "unsafe_name"),
+        ({"id": 8, "file_name": "c\\..\\..\\b.jpg", "width": 9, "height": 9}, "unsafe_name"),
         ({"id": 8, "file_name": None, "width": 9, "height": 9}, "unsafe_name"),
         ({"id": 8, "file_name": "b.jpg", "width": 0, "height": 9}, "bad_size"),
         ({"id": 8, "file_name": "b.jpg", "width": 9.5, "height": 9}, "bad_size"),
@@ -340,7 +340,7 @@ def test_broken_voc_files_are_rejected_one_by_one(tmp_path):
         ('{"images": []}', "not COCO"),
         ('{"images": {}, "annotations": [], "categories": []}', "not COCO"),
         ('{"images": [], "annotations": [], "categories": []}', "categories"),
-        ('{"images": [], "annotations": [], "categories": [{"id": "x", "name": "y"}]}', "not COCO"),
+        ('{"images": [], "annotations": [], "categories": [{"id": 1, "name": 2}]}', "not COCO"),
     ],
 )
 def test_a_file_that_is_not_coco_is_refused(tmp_path, content, told):
@@ -419,6 +419,33 @@ def two_splits(tmp_path, numbers, file="{}.jpg"):
         content = {"images": images, "annotations": boxes, "categories": made_up.CATEGORIES}
         (tmp_path / f"annotations/instances_{split}.json").write_text(json.dumps(content))
     return tmp_path
+
+
+def test_what_converters_on_windows_and_of_tables_write_is_read(tmp_path):
+    (tmp_path / "train/sub").mkdir(parents=True)
+    image = {"id": 8, "file_name": "sub\\b.jpg", "width": 9, "height": 9}
+    for ids in (("2", "10"), (2.0, 10.0)):
+        categories = [{"id": n, "name": f"of {n}"} for n in reversed(ids)]
+        entries = [box(k, [1, 1, 5, 5], category_id=n) for k, n in enumerate(ids)]
+        entries[1]["iscrowd"] = "1"
+        (tmp_path / "train/a.jpg").touch()
+        first = {"id": 7, "file_name": "a.jpg", "width": 100, "height": 80}
+        content = {"images": [first, image], "annotations": entries, "categories": categories}
+        made_up.write_json(tmp_path, content)
+        found = dataset.read(str(tmp_path), ["train"])
+        assert found.pictures["file"].to_pylist() == ["a.jpg", "sub/b.jpg"]
+        assert found.classes == (f"of {ids[0]}", f"of {ids[1]}")
+        assert found.labels.tolist() == [0, 1]
+        assert found.crowd.tolist() == [False, True]
+
+
+@pytest.mark.parametrize("number", [None, [1], 1.5])
+def test_a_category_without_an_id_is_refused(tmp_path, number):
+    (tmp_path / "train").mkdir()
+    made_up.write_json(tmp_path, {"images": [], "annotations": [],
+                                  "categories": [{"id": number, "name": "ant"}]})  # fmt: skip
+    with pytest.raises(Refusal, match="have no id"):
+        dataset.read(str(tmp_path), ["train"])
 
 
 def test_annotation_ids_that_start_anew_in_each_picture_lose_no_box(tmp_path):
