@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numba import njit, prange
 
+PAIRS = 1 << 26  # of boxes that are compared at once: some matrices of 256 MB
 ROUNDS = 24  # of the repetition: more than any chain of boxes that was seen to matter
 
 
@@ -30,21 +31,31 @@ def suppress_by_rounds(boxes: torch.Tensor, there: torch.Tensor, threshold: floa
     Round r settles every box at the end of a chain of up to r boxes, each the victim of the one
     before. The number of rounds is fixed, for asking whether all is settled would stop the device.
     """
-    low, high = boxes[..., :2], boxes[..., 2:]
-    sides = high - low
-    areas = sides[..., 0] * sides[..., 1]
-    shared = (
-        torch.minimum(high[:, :, None], high[:, None])
-        - torch.maximum(low[:, :, None], low[:, None])
-    ).clamp(min=0)
-    shared = shared[..., 0] * shared[..., 1]
+    at_once = max(1, PAIRS // max(1, boxes.shape[1] ** 2))  # canvases
+    parts = zip(boxes.split(at_once), there.split(at_once), strict=True)
+    with torch.autocast(boxes.device.type, enabled=False):  # it would convert in each round
+        return torch.cat([_by_rounds(some, here, threshold) for some, here in parts])
+
+
+def _by_rounds(boxes: torch.Tensor, there: torch.Tensor, threshold: float) -> torch.Tensor:
+    x1, y1, x2, y2 = boxes.unbind(-1)
+    areas = (x2 - x1) * (y2 - y1)
+    shared = _overlaps(x1, x2).mul_(_overlaps(y1, y2))
     hit = shared > threshold * (areas[:, :, None] + areas[:, None] - shared)
+    # of numbers that are 0 or 1, any kind will do to ask whether their sum is 0
+    kind = torch.float16 if boxes.device.type == "cuda" else boxes.dtype
     # (b, n, n): [i, j] says that j is better than i and overlaps it
-    hit = (hit.tril(-1) & there[:, None]).to(boxes.dtype)
+    hit = (hit.tril(-1) & there[:, None]).to(kind)
     kept = there
     for _ in range(ROUNDS):
-        kept = there & ((hit @ kept.to(boxes.dtype)[..., None])[..., 0] == 0)
+        kept = there & ((hit @ kept.to(kind)[..., None])[..., 0] == 0)
     return kept
+
+
+def _overlaps(low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+    """Give the length that each two of the spans (b, n) share, (b, n, n)."""
+    shared = torch.minimum(high[:, :, None], high[:, None])
+    return shared.sub_(torch.maximum(low[:, :, None], low[:, None])).clamp_(min=0)
 
 
 @njit(cache=True, nogil=True, parallel=True)

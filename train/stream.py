@@ -77,7 +77,10 @@ class Batch:
             if start == end:
                 continue
             chosen = order[start:end]
-            places = torch.tensor(chosen, device=self.rows.device)
+            # pinned, for the host would wait until the device has done what is in its queue
+            home = self.rows.device
+            places = torch.tensor(chosen, pin_memory=home.type == "cuda")
+            places = places.to(home, non_blocking=True)
             width, height = (max(self.sizes[i][axis] for i in chosen) for axis in (0, 1))
             tight = replace(self, pixels=self.pixels[:, :height, :width])
 
