@@ -75,8 +75,8 @@ def _hear(pipe: Connection, process: SpawnProcess) -> None:
     except EOFError:
         process.join()
         raise Refusal(
-            f"a worker died (exit code {process.exitcode}; -9 is what running out of memory "
-            f"gives); finished shards are kept: run the same command to go on"
+            f"a worker died (exit code {process.exitcode}); finished shards are kept: run the same "
+            f"command to go on, after -9, which running out of memory gives, with fewer --workers"
         ) from None
     finally:
         pipe.close()

@@ -132,7 +132,7 @@ def project(tmp_path):
     return tmp_path
 
 
-def queued_again(project, job, code, task="", restarts=0):
+def queued_again(project, job, code, task="", restarts=0, **environment):
     """Run a job whose work ends with an exit code: what is to be queued again, if anything."""
     script, *arguments = JOBS[job]
     arguments = [str(project / "my run") if word == "RUN" else word for word in arguments]
@@ -142,7 +142,7 @@ def queued_again(project, job, code, task="", restarts=0):
     done = subprocess.run(
         ["bash", f"scripts/slurm/{script}", *arguments], capture_output=True, text=True,
         check=False, cwd=project,
-        env=os.environ | array | more
+        env=os.environ | array | more | environment
         | {"CODE": str(code), "PATH": f"{project / 'bin'}:{os.environ['PATH']}"},
     )  # fmt: skip
     assert done.returncode == code, done.stderr
@@ -161,6 +161,12 @@ def test_a_job_that_is_killed_is_queued_again_five_times(project, job):
     assert queued_again(project, job, 137, task) == []
     kills = project / "my run" / "logs" / f"killed-{name}"
     assert kills.read_text() == "exit code 137\n" * 6
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_what_sites_run_first_may_ask_for_variables_that_are_not_set(project, job):
+    task = "3" if job in ("positive", "eval") else ""
+    assert queued_again(project, job, 0, task, FOVEA_SETUP='x="$NIX$PS1"; [ -z "$x" ]') == []
 
 
 def test_the_kills_of_one_task_do_not_count_for_another(project):

@@ -1,6 +1,7 @@
 """The loop within one process: that it learns, what stops it, and what must not change it."""
 
 import dataclasses
+import multiprocessing
 
 import numpy as np
 import pytest
@@ -286,3 +287,21 @@ def test_too_little_memory_on_the_device_is_told_with_what_helps(
     told = capsys.readouterr().err.strip().splitlines()[-1]
     assert "tried to allocate 2 GiB" in told
     assert "train.pass_chips" in told
+
+
+def test_a_loader_worker_that_is_killed_is_told_in_one_line(
+    material, tmp_path, capsys, monkeypatch
+):
+    inner = loop.draw
+
+    def killing(*arguments):
+        for child in multiprocessing.active_children():
+            child.kill()
+        return inner(*arguments)
+
+    monkeypatch.setattr(loop, "draw", killing)
+    (tmp_path / "shards").symlink_to(material[0] / "shards")
+    assert main([str(tmp_path), "--recipe", str(material[1]), "--set=train.epochs=9"]) == 1
+    told = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "a loader worker died" in told
+    assert "train.workers" in told

@@ -42,6 +42,13 @@ def run(args: argparse.Namespace) -> int:
             f"train.pass_chips = 8, or 4, which leaves the batch as it is, or set "
             f"model.checkpointing = true; the run then goes on with --resume"
         ) from error
+    except RuntimeError as error:  # torch raises no kind of its own, and from wherever it is
+        if "DataLoader worker" not in str(error):
+            raise
+        raise Refusal(
+            f"a loader worker died ({error}); where the machine's memory has run out, lower "
+            f"train.workers; go on with --resume"
+        ) from error
 
 
 def trained(args: argparse.Namespace) -> int:

@@ -3,7 +3,9 @@
 #
 # FOVEA_SETUP holds shell commands of the site, such as "module load cuda". Slurm's own variables
 # are read in these scripts alone: the packages know parts (I/N) and torchrun's environment.
+set +u # what sites and conda have their shells read does not expect it
 eval "${FOVEA_SETUP:-}"
+set -u
 PY=$PWD/.venv/bin/python
 [ -x "$PY" ] || { echo "$PWD: no environment in it; make one with: make env" >&2; exit 1; }
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
