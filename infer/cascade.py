@@ -106,8 +106,9 @@ def focused(flight: Flight, level: int, stride: int, settings: InferSettings) ->
     """Make the windows of a level from the map of focus of the one before (algorithm 2).
 
     Objects reach to the edges of their FocusPixels, and what is found there would fall to the
-    border rule: so windows have a border around them, unless dilation has given them more. They
-    also grow to whole steps where there is room: less of what the network sees is padding.
+    border rule: so windows have a border around them, unless dilation has given them more, and
+    those that overlap with it are merged once more. They also grow to whole steps where there is
+    room: less of what the network sees is padding.
     """
     choice = settings.focus[level - 1]
     before, after = flight.scales[level - 1], flight.scales[level]
@@ -122,10 +123,13 @@ def focused(flight: Flight, level: int, stride: int, settings: InferSettings) ->
     canvas = flight.canvases[level]
     # outward to whole cells of this level, so that its map of focus has one grid
     cells = -(-canvas // stride)
-    low = np.floor((edges[:, :2] - border_low) / stride).astype(int).clip(0, cells - 1)
-    high = np.minimum(np.ceil((edges[:, 2:] + border_high) / stride).astype(int), cells)
-    in_cells = np.concatenate([low, high], axis=1)
-    grown = focus.filled(in_cells, -(-settings.step // stride), tuple(cells[::-1].tolist()))
+    low = np.floor((edges[:, :2] - border_low) / stride).astype(int)
+    low = np.minimum(low, (canvas - choice.smallest) // stride).clip(0)  # no border at the edge
+    high = np.ceil((edges[:, 2:] + border_high) / stride).astype(int)
+    high = np.minimum(np.maximum(high, low - -choice.smallest // stride), cells)
+    size = tuple(cells[::-1].tolist())
+    apart = focus.merged(np.concatenate([low, high], axis=1), size)
+    grown = focus.filled(apart, -(-settings.step // stride), size)
     low = grown[:, :2] * stride
     sides = np.minimum(grown[:, 2:] * stride, canvas) - low
     return [tuple(w) for w in np.concatenate([low, sides], axis=1).tolist()]

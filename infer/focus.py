@@ -57,9 +57,15 @@ def windows(
     places, found = np.empty(most, np.int64), np.empty((most, 4), np.int64)
     found = found[: _enclose(dilated, runs, parents, places, found)]
 
-    found = _grown(found, smallest, (rows, columns))
-    owners = np.full((rows, columns), -1, np.int32)
-    parents = np.arange(len(found))
+    return merged(_grown(found, smallest, (rows, columns)), (rows, columns))
+
+
+def merged(windows: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Replace windows (m, 4) of a map (height, width) that overlap until none do: (n, 4).
+
+    They come in the order of y1, then x1.
+    """
+    found, owners, parents = windows.copy(), np.full(size, -1, np.int32), np.arange(len(windows))
     _merge(found, owners, parents)
     found = found[parents == np.arange(len(found))]
     x1, y1, x2, y2 = found.T

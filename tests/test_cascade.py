@@ -10,7 +10,7 @@ import torch
 
 from chipgen.pyramid import Level
 from infer import cascade, crop
-from infer.cascade import AUTOFOCUS, PYRAMID, Machine, fly, tiles
+from infer.cascade import AUTOFOCUS, PYRAMID, Flight, Machine, fly, focused, tiles
 from infer.crop import Region, draw
 from infer.detector import Detector, landed
 from infer.focus import FocusSettings
@@ -201,11 +201,11 @@ def test_tiles_cover_a_window_and_begin_on_cells(length, overlap):
 
 def test_threshold_zero_gives_the_full_pyramid():
     everything = [{"threshold": 0.0, "dilation": 1, "smallest": 16}] * 2
-    focused = detector(focus=everything)
+    made = detector(focus=everything)
     for size in ((333, 250), (90, 61), (400, 301)):
         pixels = picture(*size)
-        (found,) = focused(pixels)
-        (whole,) = focused(pixels, PYRAMID)
+        (found,) = made(pixels)
+        (whole,) = made(pixels, PYRAMID)
         assert len(found.scores) > 10
         assert found.processed == whole.processed == whole.canvases
         assert_alike(found, whole, 0)
@@ -249,6 +249,38 @@ def test_chips_lie_in_chips_and_in_the_picture():
         assert not (result.focus[1] >= 0).all()
         assert (x2 - x1) * 1.8 >= 48 - 1e-3
         assert (y2 - y1) * 1.8 >= 48 - 1e-3
+
+
+def test_chips_enclose_their_focus_with_its_border_are_large_enough_and_never_overlap():
+    rng = np.random.default_rng(5)
+    for _ in range(400):
+        width, height = rng.integers(40, 700, 2).tolist()
+        dilation, smallest = rng.integers(1, 5), int(rng.integers(1, 300))
+        settings = dataclasses.replace(
+            TWO,
+            levels=(Level(long=int(rng.integers(64, 400))), Level(factor=rng.uniform(0.5, 2.5))),
+            focus=(FocusSettings(threshold=0.5, dilation=int(dilation), smallest=smallest),),
+            border=float(rng.integers(0, 40)),
+            step=int(rng.choice([16, 32, 64])),
+        )
+        flight = Flight.start(torch.zeros(height, width, 3, dtype=torch.uint8), settings)
+        shape = [-(-side // STRIDE) for side in flight.canvases[0, ::-1]]
+        flight.maps[0] = (rng.random(shape) < rng.choice([0.01, 0.1, 0.5])).astype(np.float32)
+        canvas = flight.canvases[1]
+        covered = np.zeros(canvas[::-1], int)
+        for x, y, w, h in focused(flight, 1, STRIDE, settings):
+            assert w >= min(smallest, canvas[0])
+            assert h >= min(smallest, canvas[1])
+            assert x + w <= canvas[0]
+            assert y + h <= canvas[1]
+            covered[y : y + h, x : x + w] += 1
+        assert covered.max(initial=0) <= 1
+        cell = STRIDE * flight.scales[1] / flight.scales[0]
+        for row, column in np.argwhere(flight.maps[0]):
+            low, high = cell * (column, row), cell * (column + 1, row + 1)
+            x1, y1 = np.maximum(low - settings.border, 0).round().astype(int)
+            x2, y2 = np.minimum(high + settings.border, canvas).round().astype(int)
+            assert covered[y1:y2, x1:x2].all()
 
 
 def test_pictures_of_one_pixel_and_of_one_line_go_through():
