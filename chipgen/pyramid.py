@@ -45,17 +45,23 @@ class Level:
     def toml(self) -> str:
         """Write it as recipes do, without the braces."""
         scale = ", ".join(
-            f"{name} = {value:g}"
+            f"{name} = {_number(value)}"
             for name in ("factor", "short", "long")
             if (value := getattr(self, name)) is not None
         )
         low, high = self.range
-        return f"{scale}, range = [{low:g}, {high:g}]"
+        return f"{scale}, range = [{_number(low)}, {_number(high)}]"
 
     def __str__(self) -> str:
         if self.factor is not None:
             return f"x{self.factor:g}"
         return f"long {self.long}" if self.short is None else f"({self.short}, {self.long})"
+
+
+def _number(value: float) -> str:
+    """Write a number as people do, where it is then still the same one."""
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)
 
 
 def canvas_sizes(levels: tuple[Level, ...], widths: np.ndarray, heights: np.ndarray) -> np.ndarray:

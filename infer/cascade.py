@@ -93,13 +93,36 @@ def fly(
                 for window in windows
                 for tile in tiles(window, settings.tile, settings.overlap, machine.stride)
             ]
-        limits = settings.levels[level].range if len(levels) > 1 else (0.0, np.inf)
+        limits = settings.levels[level].range if isinstance(mode, str) else (0.0, np.inf)
         for shape, batch in batches(regions, settings.step, machine):
-            canvases = draw(pictures, batch, shape, machine.dtype)
-            content = torch.tensor([region.window[2:] for region in batch], dtype=torch.float32)
-            seen = machine.look(canvases, content.to(canvases.device, non_blocking=True))
-            _keep(seen, batch, flights, level, limits, machine.stride, settings)
+            for some, seen in _looked(pictures, batch, shape, machine):
+                _keep(seen, some, flights, level, limits, machine.stride, settings)
     return flights
+
+
+def _looked(
+    pictures: list[torch.Tensor], batch: list[Region], shape: tuple[int, int], machine: Machine
+) -> Iterator[tuple[list[Region], Seen]]:
+    """Look at a batch of regions, or at its halves one by one where memory is too small for it."""
+    if seen := _at_once(pictures, batch, shape, machine):
+        yield batch, seen
+        return
+    half = len(batch) // 2
+    for part in (batch[:half], batch[half:]):
+        yield from _looked(pictures, part, shape, machine)
+
+
+def _at_once(
+    pictures: list[torch.Tensor], batch: list[Region], shape: tuple[int, int], machine: Machine
+) -> Seen | None:
+    try:
+        canvases = draw(pictures, batch, shape, machine.dtype)
+        content = torch.tensor([region.window[2:] for region in batch], dtype=torch.float32)
+        return machine.look(canvases, content.to(canvases.device, non_blocking=True))
+    except torch.OutOfMemoryError:
+        if len(batch) == 1:
+            raise
+        return None
 
 
 def focused(flight: Flight, level: int, stride: int, settings: InferSettings) -> list[Window]:

@@ -5,32 +5,28 @@ import contextlib
 import dataclasses
 import hashlib
 import logging
-import zlib
 from collections.abc import Iterable
 from glob import glob  # takes patterns with a root, which Path.glob does not
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
-import pyarrow as pa
 
 from chipgen import dataset
 from chipgen.arguments import split_names
 from chipgen.errors import Refusal
 from chipgen.pipeline import commit
 from chipgen.progress import progress
+from chipgen.pyramid import canvas_sizes
 from chipgen.raw import as_text
 from chipgen.recipe import build, digest, load, override
-from chipgen.sealed import encode_json, sealed, unsealed
+from chipgen.sealed import sealed, unsealed
 from chipgen.show import png
-from chipgen.storage import LocalFolder, open_folder, writing
-from chipgen.tables import table_bytes
-from infer import follow, measure, parts
+from chipgen.storage import LocalFolder, open_folder
+from infer import follow, lines, measure, parts
 from infer import proposals as mining
 from infer import tune as tuning
 from infer.cascade import AUTOFOCUS, PYRAMID
-from infer.detections import Detections
 from infer.detector import Detector, Result, read_state
 from infer.draw import draw_focus, draw_result
 from infer.pictures import decoded
@@ -39,7 +35,6 @@ from infer.status import report
 from train.detector.settings import ModelSettings
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
-LINES = "pictures.jsonl"
 DRAWN = "drawn"  # folder of drawings
 LONGEST = 240  # bytes of a drawing's name without its ending; file systems take 255
 OUT_OF_DATE = 3  # exit code, for the Makefile to tell it from a failure
@@ -72,6 +67,7 @@ def detect(args: argparse.Namespace) -> int:
     files = [one for one in expand(args.pictures) if drawn not in Path(one).resolve().parents]
     detector = load_detector(args)
     mode = mode_of(args.mode)
+    detector.require_mode(mode)
     out = LocalFolder(args.out)
     head = {
         "model": hashlib.sha256(detector.weights.encode()).hexdigest(),
@@ -79,24 +75,19 @@ def detect(args: argparse.Namespace) -> int:
         "mode": mode,
         "classes": list(detector.classes),
     }
-    before = read_lines(out, head)
+    before = lines.read(out, head)
     versions = {file: version_of(file) for file in files}
     done = {
-        file: before[as_text(file)]
+        file: line
         for file, version in versions.items()
-        if before.get(as_text(file), {}).get("version") == version
+        if (line := before.get(as_text(file))) and line.version == version
     }
     left = [file for file in files if file not in done]
     if args.draw and len(left) < len(files):
         log.info("detect: %d pictures are done and not drawn again", len(files) - len(left))
-    out.path.mkdir(parents=True, exist_ok=True)
     broken = 0
-    with (out.path / LINES).open("ab") as lines:
-        if not lines.tell():
-            with writing(out.path / LINES):
-                lines.write(checked(head))
-                lines.flush()
-        results = detector(left, mode)
+    results = detector(left, mode)
+    with lines.opened(out, head) as writer:
         for result in progress(results, total=len(left), unit=" pictures", desc="detect"):
             file = result.picture
             if result.error:
@@ -105,16 +96,13 @@ def detect(args: argparse.Namespace) -> int:
                 continue
             if args.draw:
                 _draw(out.path / DRAWN, file, result, detector, args.min_score)
-            done[file] = line = line_of(file, versions[file], result)
-            with writing(out.path / LINES):
-                lines.write(checked(line))
-                lines.flush()
-    _write_detections(out, [done[file] for file in files if file in done], detector.classes)
+            done[file] = writer.add(lines.content_of(file, versions[file], result))
+    kept = [done[file] for file in files if file in done]
     log.info(
         "detect: %d pictures, %d of them broken and left out; %d detections (%s)",
         len(files),
         broken,
-        sum(len(line["scores"]) for line in done.values()),
+        lines.write_detections(out, kept, detector.classes),
         out,
     )
     return 1 if broken and broken == len(files) else 0
@@ -147,90 +135,6 @@ def version_of(file: str) -> str:
         return ""
 
 
-def line_of(file: str, version: str, result: Result) -> dict[str, Any]:
-    """Turn a result into a line of pictures.jsonl."""
-    return {
-        "file": as_text(file),
-        "version": version,
-        "size": list(result.size),
-        "boxes": np.round(result.boxes.astype(np.float64), 3).tolist(),
-        "scores": np.round(result.scores.astype(np.float64), 5).tolist(),
-        "labels": result.labels.tolist(),
-        "chips": {level: chips.round(1).tolist() for level, chips in result.chips.items()},
-        "processed": result.processed,
-    }
-
-
-def read_lines(out: LocalFolder, head: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Read what an earlier run left, by file; a line that is cut off or damaged is dropped."""
-    if not out.exists(LINES):
-        return {}
-    data = out.read(LINES)
-    whole = data[: data.rfind(b"\n") + 1]
-    if len(whole) < len(data):
-        out.write(LINES, whole)
-    first, *lines = [read_checked(line) for line in whole.splitlines()] or [head]
-    if first is None:
-        raise Refusal(f"{out}/{LINES}: its first line is damaged; delete that folder")
-    if lost := lines.count(None):
-        log.warning("%s/%s: %d damaged lines; those pictures are done again", out, LINES, lost)
-    differing = [key for key in head if first.get(key) != head[key]]
-    if differing:
-        raise Refusal(
-            f"{out}: holds detections made with another {' and '.join(differing)}; delete it, or "
-            f"choose another folder"
-        )
-    return {line["file"]: line for line in lines if line is not None and "file" in line}
-
-
-def checked(line: dict[str, Any]) -> bytes:
-    """Write a line of pictures.jsonl, with a checksum of what it says."""
-    return msgspec.json.encode({**line, "crc32": zlib.crc32(msgspec.json.encode(line))}) + b"\n"
-
-
-def read_checked(line: bytes) -> dict[str, Any] | None:
-    """Read a line back; None where it is damaged."""
-    try:
-        read = msgspec.json.decode(line, type=dict)
-    except ValueError:
-        return None
-    crc32 = read.pop("crc32", None)
-    whole = crc32 is None or crc32 == zlib.crc32(msgspec.json.encode(read))
-    return read if whole else None
-
-
-def _write_detections(out: LocalFolder, lines: list[dict], classes: tuple[str, ...]) -> None:
-    """Write detections as COCO's json of results, and as Parquet."""
-    parts = [
-        Detections(
-            np.full(len(line["scores"]), number, np.int64),
-            np.array(line["boxes"], np.float32).reshape(-1, 4),
-            np.array(line["scores"], np.float32),
-            np.array(line["labels"], np.int32),
-        )
-        for number, line in enumerate(lines, 1)
-    ]
-    found = Detections.concatenate(parts)
-    out.write("detections.json", msgspec.json.encode(found.to_rows(range(1, len(classes) + 1))))
-    names = [
-        {"id": n, "file_name": line["file"], "width": line["size"][0], "height": line["size"][1]}
-        for n, line in enumerate(lines, 1)
-    ]
-    categories = [{"id": n, "name": name} for n, name in enumerate(classes, 1)]
-    out.write("pictures.json", encode_json({"images": names, "categories": categories}))
-    files = pa.array([line["file"] for line in lines], pa.string())
-    table = pa.table(
-        {
-            "file": files.take(pa.array(found.picture_ids - 1)),
-            **{name: found.boxes[:, k] for k, name in enumerate(("x1", "y1", "x2", "y2"))},
-            "score": found.scores,
-            "label": found.labels,
-            "class": pa.array(classes, pa.string()).take(pa.array(found.labels)),
-        }
-    )
-    out.write("detections.parquet", table_bytes(table))
-
-
 def drawing_of(file: str) -> str:
     """Name the drawing of a picture: in one folder for all, not hidden, and no two alike."""
     name = as_text(file).replace("_", "__").replace("/", "_-")
@@ -248,7 +152,10 @@ def _draw(folder: Path, file: str, result: Result, detector: Detector, min_score
     stem = drawing_of(file)
     draw_result(one.pixels, result, detector.classes, min_score).save(folder / f"{stem}.png")
     if len(detector.settings.levels) > 1 and 0 in result.focus:
-        draw_focus(one.pixels, result.focus[0]).save(folder / f"{stem}_focus.png")
+        width, height = (np.array([side]) for side in result.size)
+        canvas = tuple(canvas_sizes(detector.settings.levels, width, height)[0, 0].tolist())
+        drawing = draw_focus(one.pixels, result.focus[0], canvas, detector.machine.stride)
+        drawing.save(folder / f"{stem}_focus.png")
 
 
 def evaluate(args: argparse.Namespace) -> int:
@@ -263,6 +170,8 @@ def evaluate(args: argparse.Namespace) -> int:
         follow.follow(Path(args.model), test, modes, settings, about)
         return 0
     detector = load_detector(args)
+    for mode in modes:
+        detector.require_mode(mode)
     modes = modes or [AUTOFOCUS, PYRAMID, *range(len(detector.settings.levels))]
     model = Path(args.model.split(",")[0])
     out = args.out or (model if model.is_dir() else model.parent) / "eval.json"
@@ -272,7 +181,10 @@ def evaluate(args: argparse.Namespace) -> int:
         before = None
         with contextlib.suppress(ValueError):  # damaged: measured again
             before = unsealed(out.read_bytes(), dict)
-        if before and before.get("inputs") == inputs:
+        same = bool(before) and before.get("inputs") == inputs
+        if same and (count := mended(before, args, detector.settings)):
+            log.info("eval: %d pictures can be read by now; measured again", count)
+        elif same:
             log.info("eval: up to date (%s)", out)
             parts.remove(folder)  # which a run has left that was stopped after it wrote the file
             print(measure.table_of(before))
@@ -293,6 +205,17 @@ def evaluate(args: argparse.Namespace) -> int:
     return 0
 
 
+def mended(figures: dict[str, Any], args: argparse.Namespace, settings: InferSettings) -> int:
+    """Count the pictures that figures lack, for they were broken, and that can be read by now."""
+    rows = [row for row in figures.values() if isinstance(row, dict)]
+    lacking = {name for row in rows for name in row.get("broken", ())}
+    if not lacking:
+        return 0
+    annotations = dataset.read(args.data, split_names(args.split))
+    sources = [one for one in mining.sources_of(annotations) if str(one) in lacking]
+    return sum(one.error is None for one in decoded(sources, settings.max_megapixels * 1e6))
+
+
 def inputs_of(args: argparse.Namespace, *state: Any) -> str:
     """Hash what figures come from: a state, and the pictures that the arguments name."""
     text = " ".join(map(str, [*state, args.pictures]))
@@ -303,8 +226,9 @@ def inputs_of(args: argparse.Namespace, *state: Any) -> str:
 def tune(args: argparse.Namespace) -> int:
     """Search settings of inference on a sample of a data set, and write the chosen ones."""
     out = Path(args.out)
-    if out.exists():
-        raise Refusal(f"{out}: is there already; delete it, or choose another name")
+    for file in (out, out.with_suffix(".png")):
+        if file.exists():
+            raise Refusal(f"{file}: is there already; delete it, or choose another name")
     detector = load_detector(args)
     if len(detector.settings.levels) < 2:
         raise Refusal(f"{args.model}: has one level; there is nothing to focus")
@@ -329,7 +253,7 @@ def tune(args: argparse.Namespace) -> int:
     )
     folder = LocalFolder(out.parent)
     folder.write(out.name, tuning.fragment(chosen.settings, note).encode())
-    folder.write(f"{out.stem}.png", png(tuning.draw_front(points, pyramid, chosen)))
+    folder.write(out.with_suffix(".png").name, png(tuning.draw_front(points, pyramid, chosen)))
     log.info("tune: %s and its drawing %s are written", out, out.with_suffix(".png").name)
     return 0
 

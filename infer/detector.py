@@ -27,6 +27,7 @@ from train.detector.settings import ModelSettings
 from train.precision import precision_of
 from train.processes import agree_on_threads
 
+NEEDED = {"model", "average", "recipe", "infer", "classes"}  # of a checkpoint
 # Canvas px of one batch. Small chips fill even a CPU only in company; large regions gain nothing.
 AT_ONCE = {"cpu": 600_000, "cuda": 8_000_000}
 
@@ -97,7 +98,7 @@ class Detector:
         models = [model_of(state) for state in states]
         if len({model.stride for model in models}) > 1:
             raise Refusal(f"{' '.join(map(str, paths))}: their feature maps differ in stride")
-        weights = " ".join(_digest(state["model"]) for state in states)
+        weights = " ".join(_digest(weights_of(state)) for state in states)
         return cls(models, tuple(states[0]["classes"]), settings, device, weights)
 
     def with_settings(self, settings: InferSettings) -> "Detector":
@@ -113,18 +114,26 @@ class Detector:
         A broken picture gives a result with an `error`. Pictures are taken in groups of up to 256,
         whose results come together: give those of a live camera one by one.
         """
+        self.require_mode(mode)
         if isinstance(pictures, Picture):
             pictures = [pictures]
+        return self._all_results(pictures, mode)
+
+    def require_mode(self, mode: str | int) -> None:
+        """Refuse a mode that there isn't."""
         known = (AUTOFOCUS, PYRAMID, *range(len(self.settings.levels)))
         if mode not in known:
             raise Refusal(f"mode {mode!r} is none of {', '.join(map(str, known))}")
+
+    def _all_results(self, pictures: Iterable[Picture], mode: str | int) -> Iterator[Result]:
         found = decoded(pictures, self.settings.max_megapixels * 1e6)
         for group in groups(found, self.device):
             yield from self._results(group, mode)
 
     def _results(self, group: list[Decoded], mode: str | int) -> Iterator[Result]:
+        ahead = self.device.type == "cuda"  # a CPU would read what has not arrived
         tensors = [
-            torch.as_tensor(one.pixels).to(self.device, non_blocking=True)
+            torch.as_tensor(one.pixels).to(self.device, non_blocking=ahead)
             for one in group
             if one.pixels is not None
         ]
@@ -175,9 +184,12 @@ def read_state(path: str | Path) -> dict[str, Any]:
         if checkpoint.file_of(step) == path.name:
             return _whole(folder, step)
     try:  # a copy, without the record that lies beside the original
-        return checkpoint.parse(path.read_bytes())
+        state = checkpoint.parse(path.read_bytes())
     except ValueError as error:
         raise Refusal(f"{path}: {error}") from error
+    if NEEDED - state.keys():
+        raise Refusal(f"{path}: no checkpoint of a detector's training")
+    return state
 
 
 def _whole(folder: LocalFolder, step: int) -> dict[str, Any]:
@@ -200,8 +212,13 @@ def _digest(weights: dict[str, torch.Tensor]) -> str:
     return state.hexdigest()
 
 
+def weights_of(state: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Give the weights that inference uses: the averaged ones, where there are such."""
+    return state["average"] or state["model"]
+
+
 def model_of(state: dict[str, Any]) -> Model:
-    """Make the network of a checkpoint for inference, with averaged weights where it has such."""
+    """Make the network of a checkpoint for inference."""
     recipe = state["recipe"]
     settings = build(ModelSettings, recipe["model"], "checkpoint: model")
     model = Model(
@@ -210,7 +227,7 @@ def model_of(state: dict[str, Any]) -> Model:
         0 if recipe["train"]["task"] == "rpn" else len(state["classes"]),
         choose("frozen" if settings.norm == "frozen" else "batch", None, torch.device("cpu")),
     )
-    model.load_state_dict(state["average"] or state["model"])
+    model.load_state_dict(weights_of(state))
     side = 2 * model.stride
     fold(model.backbone, torch.zeros(1, 3, side, side))
     return model

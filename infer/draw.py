@@ -35,17 +35,23 @@ def draw_result(
     return image
 
 
-def draw_focus(pixels: np.ndarray, focus: np.ndarray) -> Image.Image:
-    """Lay a map of focus (rows, columns) over a picture; what was not looked at is dark."""
+def draw_focus(
+    pixels: np.ndarray, focus: np.ndarray, canvas: tuple[int, int], stride: int
+) -> Image.Image:
+    """Lay a map of focus (rows, columns) over a picture; what was not looked at is dark.
+
+    Its cells are of `stride` px of a canvas (width, height), whose last ones it may reach over.
+    """
     image, _ = _resized(pixels)
-    veil = Image.fromarray((focus.clip(0, 1) * 200).astype(np.uint8)).resize(
-        image.size, Image.Resampling.NEAREST
-    )
-    image.paste(Image.new("RGB", image.size, FOCUS), (0, 0), veil)
-    unseen = Image.fromarray(((focus < 0) * 160).astype(np.uint8)).resize(
-        image.size, Image.Resampling.NEAREST
-    )
-    image.paste(Image.new("RGB", image.size), (0, 0), unseen)
+    reach = [n * stride / side for n, side in zip(focus.shape[::-1], canvas, strict=True)]
+
+    def laid(opacity: np.ndarray) -> Image.Image:
+        whole = tuple(round(side * r) for side, r in zip(image.size, reach, strict=True))
+        mask = Image.fromarray(opacity.astype(np.uint8)).resize(whole, Image.Resampling.NEAREST)
+        return mask.crop((0, 0, *image.size))
+
+    image.paste(Image.new("RGB", image.size, FOCUS), (0, 0), laid(focus.clip(0, 1) * 200))
+    image.paste(Image.new("RGB", image.size), (0, 0), laid((focus < 0) * 160))
     return image
 
 

@@ -41,7 +41,7 @@ def make(
 ) -> None:  # fmt: skip
     """Make the missing parts n with n % N == I."""
     count = parts_of(test)
-    mine = [n for n in missing(folder, inputs, count) if n % part[1] == part[0]]
+    mine = [n for n in missing(folder, inputs, count, whole=True) if n % part[1] == part[0]]
     for place, n in enumerate(mine):
         rows = np.arange(n * PICTURES, min((n + 1) * PICTURES, len(test.annotations.picture_ids)))
         annotations = test.annotations.take(rows)
@@ -53,6 +53,8 @@ def make(
 def put_together(folder: Folder, inputs: str, test: Test) -> dict[str, Looked]:
     """Give what was found in all pictures, by name of the mode; refuses where parts are missing."""
     count = parts_of(test)
+    if not count:
+        raise Refusal("the split has no pictures")
     left = missing(folder, inputs, count)
     if left:
         raise Refusal(
@@ -69,10 +71,13 @@ def remove(folder: Folder) -> None:
         folder.remove(name_of(n))
 
 
-def missing(folder: Folder, inputs: str, count: int) -> list[int]:
-    """List the parts that are not there, or not made from these inputs."""
+def missing(folder: Folder, inputs: str, count: int, whole: bool = False) -> list[int]:
+    """List the parts that are not there, or not made from these inputs.
+
+    Where those that are there are to be `whole`, also such as lack pictures that were broken.
+    """
     there = set(_there(folder))
-    return [n for n in range(count) if n not in there or _inputs(folder, n) != inputs]
+    return [n for n in range(count) if n not in there or not _is_made(folder, n, inputs, whole)]
 
 
 def begun(folder: Folder) -> tuple[list[int], int] | None:
@@ -108,12 +113,16 @@ def _there(folder: Folder) -> Iterator[int]:
             yield int(match[1])
 
 
-def _inputs(folder: Folder, n: int) -> str | None:
+def _is_made(folder: Folder, n: int, inputs: str, whole: bool) -> bool:
     try:
         with open_table(folder, name_of(n)) as file:
-            return (file.schema_arrow.metadata or {}).get(b"inputs", b"").decode()
+            metadata = file.schema_arrow.metadata or {}
     except Refusal:  # damaged: to be made again
-        return None
+        return False
+    if metadata.get(b"inputs", b"").decode() != inputs:
+        return False
+    looked = msgspec.json.decode(metadata[b"looked"]).values()
+    return not (whole and any(one["errors"] for one in looked))
 
 
 def _encode(looked: dict[str, Looked], inputs: str, count: int) -> bytes:

@@ -17,7 +17,8 @@ from chipgen.errors import PictureError, Refusal
 from chipgen.storage import Folder, LocalFolder, read_listed_picture, read_picture
 
 MOST_THREADS = 8  # that decode, at most, and no more than cores
-AHEAD = 2  # pictures more than threads are decoded before they are asked for
+AHEAD = 2  # pictures more than threads are decoded before they are asked for,
+AHEAD_PIXELS = 400_000_000  # or fewer, where as many of the size at hand would have more px
 GROUP = 256  # pictures that fly together, so that batches fill up,
 GROUP_PIXELS = {"cpu": 16_000_000, "cuda": 64_000_000}  # with at most so many px, or one alone
 
@@ -55,14 +56,17 @@ def decoded(pictures: Iterable[Picture], max_pixels: float) -> Iterator[Decoded]
     waiting: deque[Future] = deque()
     pictures = iter(pictures)
     count = min(MOST_THREADS, os.cpu_count() or 1)
+    most = 1  # until the first one tells how large they are
     with ThreadPoolExecutor(count, "decode") as threads:
         try:
             while True:
-                for picture in itertools.islice(pictures, count + AHEAD - len(waiting)):
+                for picture in itertools.islice(pictures, max(0, most - len(waiting))):
                     waiting.append(threads.submit(_decode, picture, _own(picture), max_pixels))
                 if not waiting:
                     return
-                yield waiting.popleft().result()
+                one = waiting.popleft().result()
+                most = min(count + AHEAD, max(1, AHEAD_PIXELS // max(1, _pixels_of(one))))
+                yield one
         finally:
             for future in waiting:
                 future.cancel()
@@ -72,7 +76,7 @@ def groups(pictures: Iterable[Decoded], device: torch.device) -> Iterator[list[D
     """Put pictures in groups that a device takes on at once, in order."""
     group, pixels = [], 0
     for one in pictures:
-        size = 0 if one.pixels is None else one.pixels.shape[0] * one.pixels.shape[1]
+        size = _pixels_of(one)
         if group and (pixels + size > GROUP_PIXELS[device.type] or len(group) == GROUP):
             yield group
             group, pixels = [], 0
@@ -80,6 +84,10 @@ def groups(pictures: Iterable[Decoded], device: torch.device) -> Iterator[list[D
         pixels += size
     if group:
         yield group
+
+
+def _pixels_of(one: Decoded) -> int:
+    return 0 if one.pixels is None else one.pixels.shape[0] * one.pixels.shape[1]
 
 
 def _own(picture: Picture) -> np.ndarray | torch.Tensor | None:

@@ -97,7 +97,7 @@ def search(
         ]
         points = front(tried(candidates, f"chips of {whole.levels[level + 1]}") + points)
         if level:
-            points = points[:: max(1, -(-len(points) // FRONT))]
+            points = thinned(points, FRONT)
     return pyramid, points
 
 
@@ -148,6 +148,11 @@ def front(points: Iterable[Point]) -> list[Point]:
         if not kept or point.precision > kept[-1].precision:
             kept.append(point)
     return kept
+
+
+def thinned(points: list[Point], most: int) -> list[Point]:
+    """Keep at most so many of a front, evenly, and the last one, which is the most precise."""
+    return points[:: -max(1, -(-len(points) // most))][::-1]
 
 
 def choose(points: list[Point], pyramid: Point, within: float) -> Point:

@@ -131,6 +131,36 @@ def test_without_anything_small_no_chip_is_looked_at():
     assert len(result.boxes) == 1
 
 
+def test_a_pyramid_of_one_level_has_its_range():
+    pixels = with_squares(640, 480, (40, 50, 10), (200, 100, 120))
+    one = dataclasses.replace(TWO, levels=(Level((20.0, math.inf), factor=1.0),), focus=())
+    for mode, count in ((AUTOFOCUS, 1), (PYRAMID, 1), (0, 2)):
+        assert len(seer_run(pixels, one, mode=mode).boxes) == count
+
+
+def test_a_batch_that_is_too_large_for_memory_is_halved():
+    made = middling()
+    pictures = [torch.from_numpy(picture(w, h, 5)) for w, h in ((330, 280), (100, 330), (260, 256))]
+    sizes = []
+
+    def small(canvases, content):
+        sizes.append(len(canvases))
+        if len(canvases) > 2:
+            raise torch.OutOfMemoryError("tried to allocate 2 GiB")
+        return made.machine.look(canvases, content)
+
+    machine = dataclasses.replace(made.machine, look=small, pixels=10**8)
+    found = fly(pictures, machine, made.settings, AUTOFOCUS)
+    assert max(sizes) > 2
+    for flight, pixels in zip(found, pictures, strict=True):
+        (alone,) = made(pixels)
+        assert_alike(landed(flight, None, made.settings), alone)
+    sizes.clear()
+    machine = dataclasses.replace(machine, look=lambda *_: small(torch.zeros(3), None))
+    with pytest.raises(torch.OutOfMemoryError):
+        fly(pictures, machine, made.settings, AUTOFOCUS)
+
+
 def test_a_level_alone_keeps_every_size():
     pixels = with_squares(640, 480, (40, 50, 10), (200, 100, 120))
     assert len(seer_run(pixels, TWO, mode=1).boxes) == 2

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import os
 
 import inferring
@@ -17,8 +18,9 @@ from chipgen.errors import Refusal
 from chipgen.storage import LocalFolder
 from infer import Detector
 from infer.__main__ import main
-from infer.commands import LINES, checked, drawing_of, read_checked
+from infer.commands import drawing_of
 from infer.draw import draw_focus
+from infer.lines import LINES, checked, read_checked
 from infer.pictures import Source, decoded
 
 WIDE, TALL = (120, 80), (60, 100)
@@ -214,7 +216,44 @@ def test_pictures_are_drawn_where_asked(run, photos, tmp_path):
 )  # fmt: skip
 def test_drawings_are_large_enough_to_read_and_no_larger(size, drawn):
     pixels = np.zeros((size[1], size[0], 3), np.uint8)
-    assert draw_focus(pixels, np.zeros((2, 3), np.float32)).size == drawn
+    assert draw_focus(pixels, np.zeros((2, 3), np.float32), (48, 32), 16).size == drawn
+
+
+def test_focus_is_drawn_where_it_is():
+    """On a canvas of 40 px, the third cell of 16 px is but half there."""
+    focus = np.array([[0, 1, 1], [1, 0, -1]], np.float32)
+    drawn = np.asarray(draw_focus(np.full((320, 400, 3), 100, np.uint8), focus, (40, 32), 16))
+    assert drawn.shape == (1280, 1600, 3)
+    red = (drawn[..., 0] > 150).astype(int)
+    assert red[:640, :640].max() == red[640:, 640:].max() == 0
+    assert red[:640, 640:].min() == red[640:, :640].min() == 1
+    assert (drawn[640:, 1280:] < 60).all()
+
+
+def test_a_mistyped_mode_leaves_the_folder_as_it_was(run, photos, tmp_path, capsys):
+    out = tmp_path / "found"
+    assert detect(run, photos, "--out", out, "--mode", "pyramd") == 1
+    assert "'pyramd' is none of" in capsys.readouterr().err
+    assert detect(run, photos, "--out", out, "--mode", "pyramid") == 0
+
+
+def test_few_large_pictures_are_decoded_ahead(photos, monkeypatch):
+    taken = []
+
+    def pictures():
+        for n in range(30):
+            taken.append(n)
+            yield str(photos / "a.jpg")
+
+    counts = {}
+    for most in (1, 10**9):
+        monkeypatch.setattr("infer.pictures.AHEAD_PIXELS", most)
+        taken.clear()
+        ahead = [len(taken) - n for n, _ in enumerate(decoded(pictures(), math.inf))]
+        counts[most] = max(ahead)
+        assert len(ahead) == 30
+    assert counts[1] == 1
+    assert 1 < counts[10**9] <= 10
 
 
 def test_drawings_of_pictures_from_any_place_are_seen(run, photos, tmp_path, monkeypatch):

@@ -141,6 +141,50 @@ def test_eval_tells_of_pictures_that_can_not_be_read(run, tmp_path, capsys):
     assert json.loads(out.read_text())["level0"]["pictures"] == 3
 
 
+def test_pictures_that_were_broken_are_looked_at_again_once_they_can_be_read(
+    run, tmp_path, monkeypatch, caplog
+):
+    data = made_up.coco(tmp_path / "data", 4, split="val")
+    file = data / "val" / "000002.jpg"
+    whole = file.read_bytes()
+    file.write_bytes(b"\xff\xd8 broken")
+    monkeypatch.setattr("infer.parts.PICTURES", 2)
+    alone, together = tmp_path / "eval.json", tmp_path / "by-parts.json"
+    line = run, data, "--mode", "0", "--out"
+    by_parts = *line, together, "--part", "0/1"
+    caplog.set_level("INFO")
+    assert evaluated(*line, alone) == evaluated(*by_parts) == 0
+    assert evaluated(*line, alone) == 0
+    assert "up to date" in caplog.text
+    parts_of = [tmp_path / f"by-parts/part-00000{n}.parquet" for n in (0, 1)]
+    before = [path.stat().st_mtime_ns for path in parts_of]
+    file.write_bytes(whole)
+    assert evaluated(*line, alone) == evaluated(*by_parts) == 0
+    assert "1 pictures can be read by now" in caplog.text
+    after = [path.stat().st_mtime_ns for path in parts_of]
+    assert [a != b for a, b in zip(before, after, strict=True)] == [True, False]
+    assert evaluated(*line, together, "--finish") == 0
+    for path in (alone, together):
+        assert json.loads(path.read_text())["level0"]["pictures"] == 4
+
+
+def test_a_mistyped_mode_is_refused_before_anything_is_looked_at(run, annotated, tmp_path, capsys):
+    out = tmp_path / "eval.json"
+    assert evaluated(run, annotated, "--mode", "0", "--mode", "pyramd", "--out", out) == 1
+    told = capsys.readouterr().err.strip()
+    assert told.count("\n") == 0
+    assert "'pyramd' is none of autofocus, pyramid, 0, 1, 2" in told
+
+
+def test_the_parts_of_an_empty_split_are_refused(run, tmp_path, capsys):
+    data = made_up.coco(tmp_path / "data", 1, split="val")
+    path = data / "annotations/instances_val.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "images": [], "annotations": []}))
+    assert evaluated(run, data, "--out", tmp_path / "eval.json", "--finish") == 1
+    assert "the split has no pictures" in capsys.readouterr().err
+
+
 def test_eval_refuses_other_classes(run, tmp_path, capsys):
     data = made_up.coco(tmp_path / "data", 2, split="val")
     path = data / "annotations" / "instances_val.json"

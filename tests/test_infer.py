@@ -127,14 +127,16 @@ def test_averaged_weights_are_used_where_there_are_some(tmp_path):
     state = torch.load(file, weights_only=True)
     state["average"] = {k: v * 0 if v.is_floating_point() else v for k, v in state["model"].items()}
     torch.save(state, tmp_path / "averaged.pt")
-    model = Detector.load(tmp_path / "averaged.pt").models[0]
-    assert all((parameter == 0).all() for parameter in model.parameters())
+    averaged = Detector.load(tmp_path / "averaged.pt")
+    assert all((parameter == 0).all() for parameter in averaged.models[0].parameters())
+    assert averaged.weights != Detector.load(file).weights  # results are kept under that name
 
 
 def test_what_is_no_detector_is_refused_with_its_name(tmp_path, run):
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.pt").write_text("hello")
     torch.save({"weights": torch.zeros(3)}, tmp_path / "other.pt")
+    torch.save({"model": {}, "step": 3}, tmp_path / "foreign.pt")
     inferring.save(tmp_path / "rpn", {}, task="rpn")
     (rpn,) = (tmp_path / "rpn" / "rpn" / "checkpoints").glob("*.pt")
     for path, words in (
@@ -142,13 +144,14 @@ def test_what_is_no_detector_is_refused_with_its_name(tmp_path, run):
         (tmp_path / "empty", "no checkpoint"),
         (tmp_path / "text.pt", "not a checkpoint"),
         (tmp_path / "other.pt", "not a checkpoint"),
+        (tmp_path / "foreign.pt", "no checkpoint of a detector"),
         (rpn, "proposals alone"),
     ):
         with pytest.raises(Refusal, match=words) as told:
             Detector.load(path)
         assert str(path) in str(told.value)
     with pytest.raises(Refusal, match="mode"):
-        list(Detector.load(run)([], mode=3))
+        Detector.load(run)([], mode=3)  # before a result is asked for
 
 
 @pytest.mark.parametrize("of_run", [True, False])

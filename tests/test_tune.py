@@ -69,6 +69,15 @@ def test_the_front_keeps_what_nothing_beats():
     assert kept == [(3, 80), (6, 90)]
 
 
+def test_a_front_that_is_made_thinner_keeps_its_most_precise_point():
+    for count in range(1, 40):
+        points = [Point(None, ap, ap) for ap in range(count)]
+        kept = tune.thinned(points, 8)
+        assert min(count, 4) <= len(kept) <= 8
+        assert kept[-1] is points[-1]
+        assert kept == sorted(kept, key=points.index)
+
+
 def test_the_fewest_pixels_within_the_loss_are_chosen():
     points = [Point(None, ap, px) for ap, px in ((40, 100), (44, 200), (44.8, 300), (45, 400))]
     pyramid = Point(None, 45, 900)
@@ -91,6 +100,10 @@ def test_stretched_ranges_leave_no_size_out():
 def test_what_is_written_reads_as_what_was_chosen(tmp_path):
     settings = with_focus(inferring.pyramid(), (0.03, 1, 64), (0.2, 5, 128))
     settings = dataclasses.replace(settings, flip=True, suppression="hard", tile=1024)
+    levels = dataclasses.replace(settings.levels[1], factor=1.23456789, range=(1 / 3, 90.0))
+    settings = dataclasses.replace(
+        settings, levels=(*settings.levels[:1], levels, *settings.levels[2:])
+    )
     (tmp_path / "tuned.toml").write_text(tune.fragment(settings, "made by a test"))
     assert load(str(tmp_path / "tuned.toml"), {"infer": InferSettings})["infer"] == settings
 
@@ -122,3 +135,6 @@ def test_tune_writes_a_recipe_and_a_drawing(material, tmp_path, capsys, monkeypa
     assert (tmp_path / "tuned.png").read_bytes().startswith(b"\x89PNG")
     assert main(line) == 1
     assert "is there already" in capsys.readouterr().err
+    (tmp_path / "tuned.toml").unlink()
+    assert main(line) == 1
+    assert "tuned.png: is there already" in capsys.readouterr().err
