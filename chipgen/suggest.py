@@ -4,6 +4,7 @@ The rule: an object should span 5 to 15 cells of the feature map (AutoFocus, sec
 for a stride of 16 is 80 to 240 canvas pixels. Sizes are square roots of box areas.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +13,7 @@ from chipgen import boxes as box_math
 from chipgen.dataset import Annotations
 from chipgen.errors import Refusal
 from chipgen.plan import ChipSettings, canvases_of, wanted
-from chipgen.pyramid import Level
+from chipgen.pyramid import Level, in_range
 
 CELLS = (5, 15)  # that an object should span
 FINEST = 3.0  # the papers enlarge no further: interpolation adds no detail
@@ -20,6 +21,9 @@ STEP = 2.2  # largest ratio of neighbouring factors; 15 / 5 less some overlap of
 UNSURE = 1.4  # times the size up to which to look closer, it may be worth it (AutoFocus: 90 / 64)
 NEAR = 1.1  # by which a ratio may be larger: no level is added for less
 SMALL, LARGE = 0.02, 0.98  # quantiles of box sizes that the rule is for; all others must fit
+OF_CROWD = 1.5  # detections for each object of the picture that has most
+# what inference does if it is not told otherwise
+DETECTIONS, PROPOSALS, TILE, OVERLAP = 100, 300, 2048, 256
 ROUNDING = 0.99  # a factor times this is below it even when it is rounded to three digits
 
 
@@ -31,6 +35,8 @@ class Suggestion:
     shares: tuple[float, ...]
     quantiles: tuple[float, ...]  # box sizes at 10, 50 and 90 %, picture px
     closer: int  # canvas px up to which a finer level has to look at an object
+    crowd: int  # objects of the picture that has most
+    longest: int  # canvas px of the longest object that tiles of a large canvas have to hold
 
 
 def suggest(annotations: Annotations, chip: int, stride: int) -> Suggestion:
@@ -65,7 +71,25 @@ def suggest(annotations: Annotations, chip: int, stride: int) -> Suggestion:
     levels = _levels(factors[used], smallest, largest, whole_chip)
     shares = _wanted(annotations, levels, chip).mean(axis=0)
     quantiles = np.quantile(sizes, [0.1, 0.5, 0.9])
-    return Suggestion(levels, tuple(shares.tolist()), tuple(quantiles.tolist()), smallest)
+    return Suggestion(
+        levels,
+        tuple(shares.tolist()),
+        tuple(quantiles.tolist()),
+        smallest,
+        int(np.bincount(annotations.picture_of_box[~annotations.crowd]).max()),
+        _longest(annotations, levels),
+    )
+
+
+def _longest(annotations: Annotations, levels: tuple[Level, ...]) -> int:
+    """Give the longest object of any level's range, canvas px, where a canvas is cut into tiles."""
+    canvases = canvases_of(annotations, levels)
+    picture = annotations.picture_of_box
+    sides = annotations.boxes[:, 2:] - annotations.boxes[:, :2]
+    longest = (sides[:, None] * canvases.scales[picture]).max(axis=2)  # (N, L)
+    tiled = (canvases.sizes > TILE).any(axis=2)[picture]
+    counts = in_range(levels, box_math.sizes(annotations.boxes)) & ~annotations.crowd[:, None]
+    return math.ceil(longest[tiled & counts].max(initial=0))
 
 
 def _levels(
@@ -159,7 +183,21 @@ def fragment(suggestion: Suggestion, chip: int, network: str) -> str:
     threshold, smallest = THRESHOLDS[network], chip // 2  # half of what it is trained on to see
     look = f"  {{ threshold = {threshold}, dilation = 3, smallest = {smallest} }},"
     lines += [look] * (len(suggestion.levels) - 1)
-    return "\n".join([*lines, "]", ""])
+    lines += ["]"]
+    room = OF_CROWD * suggestion.crowd
+    if room > DETECTIONS:
+        told = f"there are pictures of {suggestion.crowd} objects"
+        lines += [f"detections = {_up(room, 100)}  # of a picture: {told}"]
+        lines += [f"proposals = {_up(max(2 * room, PROPOSALS), 100)}  # of a region"]
+    if suggestion.longest > OVERLAP:
+        overlap = min(_up(suggestion.longest, 32), TILE // 2)
+        lines += [f"overlap = {overlap}  # of tiles: what is longer is whole in none of them"]
+    return "\n".join([*lines, ""])
+
+
+def _up(value: float, step: int) -> int:
+    """Round up to whole steps."""
+    return math.ceil(value / step) * step
 
 
 def _tidy(size: float) -> float:

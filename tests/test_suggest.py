@@ -1,8 +1,11 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import reference
 
 from chipgen import run, stats
+from chipgen import suggest as suggesting
 from chipgen.plan import ChipSettings
 from chipgen.pyramid import Level, canvas_sizes, in_range
 from chipgen.recipe import load
@@ -118,6 +121,34 @@ def test_focus_chips_follow_network_and_chip(tmp_path, network, threshold, chip)
     found = load(str(tmp_path / "recipe.toml"), {"infer": InferSettings})["infer"]
     assert len(found.focus) == len(found.levels) - 1 > 0
     assert set(found.focus) == {FocusSettings(threshold, 3, chip // 2)}
+
+
+def test_inference_has_room_for_crowds_and_for_what_is_longer_than_tiles_overlap(tmp_path):
+    rng = np.random.default_rng(0)
+    many = placed(rng, np.full((90, 2), 4000), np.full((90, 2), 40.0))
+    many = dataclasses.replace(many, offsets=np.array([0, 90]), pictures=many.pictures[:1])
+    long = placed(rng, np.full((90, 2), 4000), np.tile([[40.0, 40.0], [30.0, 300.0]], (45, 1)))
+    plain = placed(rng, np.full((90, 2), 640), np.tile([[40.0, 40.0], [30.0, 300.0]], (45, 1)))
+    for annotations, changed in (
+        (many, {"detections": 200, "proposals": 300}),
+        (long, {"overlap": None}),
+        (plain, {}),
+    ):
+        (tmp_path / "recipe.toml").write_text(fragment(suggest(annotations, 512, 16), 512, "small"))
+        found = load(str(tmp_path / "recipe.toml"), {"infer": InferSettings})["infer"]
+        for name in ("detections", "proposals", "overlap", "tile"):
+            default = getattr(InferSettings(), name)
+            assert getattr(suggesting, name.upper()) == default
+            if changed.get(name, default) is not None:
+                assert getattr(found, name) == changed.get(name, default)
+    (tmp_path / "recipe.toml").write_text(fragment(suggest(long, 512, 16), 512, "small"))
+    found = load(str(tmp_path / "recipe.toml"), {"infer": InferSettings})["infer"]
+    sides = [
+        300 * level.factors(np.array([4000]), np.array([4000]))[0]
+        for level in found.levels
+        if level.range[0] <= np.sqrt(30 * 300) < level.range[1]
+    ]
+    assert max(sides) <= found.overlap < max(sides) + 32
 
 
 def test_no_level_is_proposed_that_no_box_needs():
