@@ -38,7 +38,7 @@ log = logging.getLogger("infer")
 class Line:
     """Where the line of a picture lies, and which version of its file it is of."""
 
-    version: str
+    version: str | None  # None: of before there were versions
     start: int
     length: int
 
@@ -55,7 +55,7 @@ class Writer:
         with writing(self._path):
             self._file.write(data)
             self._file.flush()
-        return Line(content.get("version", ""), self._file.tell() - len(data), len(data))
+        return Line(content.get("version"), self._file.tell() - len(data), len(data))
 
 
 @contextlib.contextmanager
@@ -87,7 +87,7 @@ def read(out: LocalFolder, head: dict[str, Any]) -> dict[str, Line]:
             elif content is None:
                 lost += 1
             elif "file" in content:
-                found[content["file"]] = Line(content.get("version", ""), start, len(data))
+                found[content["file"]] = Line(content.get("version"), start, len(data))
             start += len(data)
     if lost:
         log.warning("%s/%s: %d damaged lines; those pictures are done again", out, LINES, lost)
