@@ -101,7 +101,8 @@ def negatives(args: argparse.Namespace) -> int:
     counts = {"chips": 0, "pictures": 0}
 
     def mined() -> Iterator[pa.Table]:
-        for first, annotations, of_part in run_folder.parts_of(run, record):
+        most = proposals.pictures_at_once if proposals else None
+        for first, annotations, of_part in run_folder.parts_of(run, record, most):
             last = first + len(annotations.picture_ids)
             chips = negatives_module.mine(
                 annotations,

@@ -28,6 +28,7 @@ from chipgen.pyramid import in_range
 
 PROPOSALS = ("picture_id", "level", "x1", "y1", "x2", "y2", "score")
 FOREIGN = "proposals: none is of a picture of this plan; made from other data?"
+AT_ONCE = 1 << 21  # proposals that are looked at together, about
 SHUFFLE = 1 << 20  # stream of draws; the variants of a plan use the low ones
 
 
@@ -98,6 +99,12 @@ class ProposalReader:
         self._spans = np.array(spans, np.int64).reshape(-1, 2)
         if file.metadata.num_rows and (self._spans[:, 0] >= self._spans[:, 1]).all():
             raise Refusal(FOREIGN)
+
+    @property
+    def pictures_at_once(self) -> int:
+        """Give the number of pictures whose proposals have room in memory together."""
+        rows = max(1, self._file.metadata.num_rows)
+        return max(1, AT_ONCE * len(self._ids) // rows)
 
     def of(self, first: int, last: int) -> pa.Table:
         """Give the proposals of the pictures in rows [first, last) of the plan, and some others."""

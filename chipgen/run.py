@@ -354,17 +354,21 @@ class Reader:
         )
 
 
-def parts_of(run: Folder, record: PlanRecord) -> Iterator[tuple[int, Annotations, dict]]:
+def parts_of(
+    run: Folder, record: PlanRecord, most: int | None = None
+) -> Iterator[tuple[int, Annotations, dict]]:
     """Go through a plan some pictures at a time: the first one's row, annotations, chips by kind.
 
-    The chips name the rows of these pictures, from 0 on; the rejects are left out.
+    The chips name the rows of these pictures, from 0 on; the rejects are left out. `most` pictures
+    are taken at a time, if that is fewer than else.
     """
     folder, reader = run.sub("plan"), Reader(run)
     kinds = ["positive"] + (["negative"] if folder.exists("negative.json") else [])
     chips = {kind: ChipReader(folder, kind) for kind in kinds}
     count = reader.pictures.metadata.num_rows
-    for first in range(0, max(count, 1), PART):
-        last = min(first + PART, count)
+    part = min(most or PART, PART)
+    for first in range(0, max(count, 1), part):
+        last = min(first + part, count)
         of_part = {kind: moved(one.until(last), -first) for kind, one in chips.items()}
         yield first, reader.annotations(first, last, record), of_part
 

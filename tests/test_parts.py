@@ -183,6 +183,19 @@ def test_negatives_and_figures_are_the_same_however_they_are_cut(
     for part in (1, 4, 29):
         tight(monkeypatch, part=part)
         assert results() == expected
+    tight(monkeypatch, part=29)
+    rows, taken = pq.read_metadata(proposals).num_rows, []
+    monkeypatch.setattr("chipgen.negatives.AT_ONCE", rows // 3)
+    inner = ProposalReader.of
+
+    def counted(self, first, last):
+        taken.append(inner(self, first, last).num_rows)
+        return inner(self, first, last)
+
+    monkeypatch.setattr(ProposalReader, "of", counted)
+    assert results() == expected
+    assert sum(taken) == rows
+    assert len(taken) >= 3
 
 
 def test_proposals_of_some_pictures_are_read_from_the_groups_that_have_them(tmp_path):
