@@ -149,7 +149,8 @@ def focused(flight: Flight, level: int, stride: int, settings: InferSettings) ->
     low = np.floor((edges[:, :2] - border_low) / stride).astype(int)
     low = np.minimum(low, (canvas - choice.smallest) // stride).clip(0)  # no border at the edge
     high = np.ceil((edges[:, 2:] + border_high) / stride).astype(int)
-    high = np.minimum(np.maximum(high, low - -choice.smallest // stride), cells)
+    least = -(-choice.smallest // stride)  # cells
+    high = np.minimum(np.maximum(high, low + least), cells)
     size = tuple(cells[::-1].tolist())
     apart = focus.merged(np.concatenate([low, high], axis=1), size)
     grown = focus.filled(apart, -(-settings.step // stride), size)
