@@ -62,15 +62,15 @@ STRATEGIES = {
             (
                 "autofocus",
                 (
-                    "infer.focus=[{threshold=0.0005,dilation=1,smallest=64},"
-                    "{threshold=0.03,dilation=1,smallest=160}]",
+                    "infer.focus=[{threshold=0.001,dilation=1,smallest=64},"
+                    "{threshold=0.01,dilation=1,smallest=128}]",
                 ),
             ),
             (
                 "quarter",  # of the pyramid's pixels
                 (
                     "infer.focus=[{threshold=0.01,dilation=1,smallest=48},"
-                    "{threshold=0.03,dilation=1,smallest=112}]",
+                    "{threshold=0.04,dilation=1,smallest=112}]",
                     "infer.step=32",  # chips of more shapes, which takes time and spares pixels
                 ),
             ),
