@@ -103,7 +103,7 @@ def test_a_run_goes_on_in_less_memory_and_where_its_first_weights_are_gone(
     torch.manual_seed(3)
     weights = tmp_path / "weights.pt"
     torch.save(torchvision.models.resnet18().state_dict(), weights)
-    settings = ('model.backbone="resnet18"', f'model.weights="{weights}"', "train.batch=4")
+    settings = ('model.backbone="resnet18"', f'model.weights="{weights}"', 'train.precision="fp32"')
     shards, name = material
     (tmp_path / "shards").symlink_to(shards / "shards")
     line = [str(tmp_path), "--recipe", str(name), *(f"--set={text}" for text in settings)]
