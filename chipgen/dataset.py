@@ -19,7 +19,7 @@ import pyarrow as pa
 from chipgen import boxes as box_math
 from chipgen import coco, layout, voc
 from chipgen.errors import Refusal
-from chipgen.raw import RawSplit
+from chipgen.raw import RawSplit, pairs, repeats
 from chipgen.storage import Folder, LocalFolder, digest_of
 
 PICTURES = pa.schema(
@@ -355,20 +355,6 @@ def join(parts: list[Annotations]) -> Annotations:
     )
 
 
-def repeats(ids: np.ndarray) -> np.ndarray:
-    """Say which entries have an id that an earlier one has, (n,) bool."""
-    again = np.ones(len(ids), bool)
-    again[np.unique(ids, return_index=True)[1]] = False
-    return again
-
-
-def pairs(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Number pairs of ids, (n,) each: equal pairs have the same number, (n,) int64."""
-    _, one = np.unique(first, return_inverse=True)
-    values, two = np.unique(second, return_inverse=True)
-    return one * len(values) + two
-
-
 def repeated_pictures(whole: Annotations) -> np.ndarray:
     """Say which pictures another split or file has brought already, (P,) bool.
 
@@ -380,14 +366,13 @@ def repeated_pictures(whole: Annotations) -> np.ndarray:
     if not len(rows):
         return again
     _, first, place = np.unique(ids, return_index=True, return_inverse=True)
-    names = zip(_where(whole, first[place[rows]]), _where(whole, rows), strict=True)
+    names = list(zip(_where(whole, first[place[rows]]), _where(whole, rows), strict=True))
     alike = [n for n, (one, other) in enumerate(names) if one != other]
     if len(alike) > max(1, ALIKE * len(ids)):
-        row = rows[alike[0]]
-        one, other = _where(whole, np.array([first[place[row]], row]))
+        one, other = names[alike[0]]
         raise Refusal(
-            f"{len(alike)} picture ids stand for two pictures, such as {ids[row]} for {one} and "
-            f"{other}; what is read together must number its pictures differently"
+            f"{len(alike)} picture ids stand for two pictures, such as {ids[rows[alike[0]]]} for "
+            f"{one} and {other}; what is read together must number its pictures differently"
         )
     return again
 

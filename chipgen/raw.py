@@ -60,6 +60,20 @@ def ids(values: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
     return _each(values, _id, 0, np.int64)
 
 
+def repeats(ids: np.ndarray) -> np.ndarray:
+    """Say which entries have an id that an earlier one has, (n,) bool."""
+    again = np.ones(len(ids), bool)
+    again[np.unique(ids, return_index=True)[1]] = False
+    return again
+
+
+def pairs(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Number pairs of ids, (n,) each: equal pairs have the same number, (n,) int64."""
+    _, one = np.unique(first, return_inverse=True)
+    values, two = np.unique(second, return_inverse=True)
+    return one * len(values) + two
+
+
 def floats(values: Sequence[Any]) -> np.ndarray:
     """Read numbers: (n,) float64, NaN where the value is none."""
     array = _plain_array(values)

@@ -11,7 +11,8 @@ import numpy as np
 
 from chipgen import boxes as box_math
 from chipgen import coco, layout, raw
-from chipgen.dataset import Annotations, pairs
+from chipgen.dataset import Annotations
+from chipgen.raw import pairs
 
 
 class _Annotation(msgspec.Struct, gc=False):

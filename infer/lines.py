@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from chipgen.errors import Refusal
 from chipgen.raw import as_text
+from chipgen.run import EDGES
 from chipgen.sealed import encode_json
 from chipgen.storage import LocalFolder, writing
 from chipgen.tables import create_table
@@ -25,10 +26,9 @@ from infer.detections import Detections
 from infer.detector import Result
 
 LINES = "pictures.jsonl"
-COLUMNS = ("x1", "y1", "x2", "y2")
 FOUND = pa.schema(
     [("file", pa.string())]
-    + [(name, pa.float32()) for name in (*COLUMNS, "score")]
+    + [(name, pa.float32()) for name in (*EDGES, "score")]
     + [("label", pa.int32()), ("class", pa.string())]
 )
 log = logging.getLogger("infer")
@@ -178,7 +178,7 @@ def _table_of(found: Detections, file: str, classes: tuple[str, ...]) -> pa.Tabl
     return pa.table(
         {
             "file": pa.array([file] * len(found), pa.string()),
-            **{name: found.boxes[:, k] for k, name in enumerate(COLUMNS)},
+            **{name: found.boxes[:, k] for k, name in enumerate(EDGES)},
             "score": found.scores,
             "label": found.labels,
             "class": pa.array(classes, pa.string()).take(pa.array(found.labels)),

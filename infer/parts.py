@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from chipgen.errors import Refusal
+from chipgen.run import EDGES
 from chipgen.storage import Folder, LocalFolder
 from chipgen.tables import open_table, read_table, table_bytes
 from infer import measure
@@ -26,7 +27,6 @@ from infer.measure import Looked, Test
 
 PICTURES = 64  # of a part
 NAME = re.compile(r"part-(\d{6,})\.parquet")
-COLUMNS = ("x1", "y1", "x2", "y2")
 log = logging.getLogger("infer")
 
 
@@ -132,7 +132,7 @@ def _encode(looked: dict[str, Looked], inputs: str, count: int) -> bytes:
         {
             "mode": np.repeat(np.arange(len(found), dtype=np.int16), [len(one) for one in found]),
             "picture_id": whole.picture_ids,
-            **{name: whole.boxes[:, k] for k, name in enumerate(COLUMNS)},
+            **{name: whole.boxes[:, k] for k, name in enumerate(EDGES)},
             "score": whole.scores,
             "label": whole.labels,
         }
@@ -157,7 +157,7 @@ def _decode(table: pa.Table) -> dict[str, Looked]:
     mode = table["mode"].to_numpy()
     found = Detections(
         table["picture_id"].to_numpy(),
-        np.stack([table[name].to_numpy() for name in COLUMNS], axis=1),
+        np.stack([table[name].to_numpy() for name in EDGES], axis=1),
         table["score"].to_numpy(),
         table["label"].to_numpy(),
     )
