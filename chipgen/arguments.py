@@ -18,7 +18,10 @@ def execute(name: str, run: Callable[[], int], interrupted: str = GOES_ON) -> in
     except (Refusal, OSError) as error:  # the system's own words name the file
         print(f"{name}: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemError) as error:
+        # Ctrl-C while a compiled kernel makes its arrays comes out of it as a SystemError
+        if isinstance(error, SystemError) and not isinstance(error.__cause__, KeyboardInterrupt):
+            raise
         print(f"\n{name}: stopped; {interrupted}", file=sys.stderr)
         return 130
 

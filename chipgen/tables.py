@@ -32,17 +32,19 @@ def create_table(
     Equal tables give equal bytes, those of `table_bytes`, in whatever portions they come.
     """
     with folder.create(name) as file:
-        sink = TableSink(file, schema, group)
-        try:
-            yield sink
-        finally:
-            sink.end()  # also of a file that will not stay: its writer must not outlive it
+        # opened once more by Arrow: a writer that an error leaves behind ends its file by itself,
+        # and Ctrl-C finds no call from Arrow into Python in which to be lost
+        target = pa.OSFile(file.name, "wb")
+        sink = TableSink(target, schema, group)
+        yield sink
+        sink.end()
+        target.close()
 
 
 class TableSink:
     """Takes the rows of a table, and puts them out in groups of one size."""
 
-    def __init__(self, file: BinaryIO | pa.NativeFile, schema: pa.Schema, group: int):
+    def __init__(self, file: pa.NativeFile, schema: pa.Schema, group: int):
         self.rows = 0
         self._group = group
         self._schema = schema

@@ -5,11 +5,13 @@ import sys
 from pathlib import Path
 
 import made_up
+import numpy as np
 import pytest
 from PIL import Image
 
-from chipgen import shards
+from chipgen import cut, shards
 from chipgen.__main__ import main
+from chipgen.arguments import execute
 from chipgen.plan import ChipSettings
 from chipgen.recipe import load
 from chipgen.storage import open_folder
@@ -176,6 +178,32 @@ def test_a_bad_part_is_refused(part, capsys):
         main(["write", "run", f"--part={part}"])
     assert stop.value.code == 2
     assert "expected I/N" in capsys.readouterr().err
+
+
+def test_ctrl_c_within_a_compiled_kernel_is_ctrl_c(capsys):
+    def strike(frame, event, argument):
+        if frame.f_code.co_name == "_numba_unpickle":  # which kernels call to make their arrays
+            raise KeyboardInterrupt
+
+    def run() -> int:
+        boxes, before = np.zeros((1, 4)), sys.gettrace()
+        sys.settrace(strike)
+        try:
+            cut.chip_boxes(boxes, 1.0, 1.0, 0, 0, 8, 8)
+        finally:
+            sys.settrace(before)
+        return 0
+
+    assert execute("cut", run) == 130
+    assert "cut: stopped" in capsys.readouterr().err
+
+
+def test_what_goes_wrong_within_python_itself_is_not_taken_for_ctrl_c():
+    def run() -> int:
+        raise SystemError("unknown opcode")
+
+    with pytest.raises(SystemError, match="unknown opcode"):
+        execute("cut", run)
 
 
 def test_proposals_that_are_missing_or_no_parquet_are_refused(tmp_path, data, capsys):

@@ -1,5 +1,6 @@
 """Plans in parts: the same files whatever the parts, and every entry accounted for."""
 
+import gc
 import json
 
 import made_up
@@ -273,4 +274,22 @@ def test_a_table_that_failed_half_way_leaves_nothing(tmp_path):
     schema = pa.schema({"x": pa.int64()})
     with pytest.raises(pa.ArrowInvalid), create_table(folder, "t.parquet", schema) as sink:
         sink.add(pa.table({"x": ["no number"]}))
+    assert folder.names() == []
+
+
+@pytest.mark.parametrize("method", ["__init__", "write_table", "close"])
+def test_ctrl_c_while_a_table_is_written_is_all_that_is_told(tmp_path, monkeypatch, method):
+    """A writer that were cleared away after its file would complain, which pytest lets fail."""
+    called = getattr(pq.ParquetWriter, method)
+
+    def interrupted(writer, *args, **more):
+        called(writer, *args, **more)
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    folder, schema = open_folder(tmp_path), pa.schema({"x": pa.int64()})
+    monkeypatch.setattr(pq.ParquetWriter, method, interrupted)
+    with pytest.raises(KeyboardInterrupt), create_table(folder, "t.parquet", schema) as sink:
+        sink.add(pa.table({"x": [1]}))
+    gc.collect()
     assert folder.names() == []
