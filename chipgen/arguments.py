@@ -2,28 +2,48 @@
 
 import argparse
 import logging
+import signal
 import sys
+import threading
 from collections.abc import Callable
+from types import FrameType
 
 from chipgen.errors import Refusal
 
 GOES_ON = "what is finished is kept, and the same command goes on from there"
+SOON = 1e-3  # s, more than a kernel takes to make its arrays
 
 
 def execute(name: str, run: Callable[[], int], interrupted: str = GOES_ON) -> int:
     """Run a command and return its exit code; a refusal is told in one line."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler:  # a job in the background is deaf to it, and stays so
+        signal.signal(signal.SIGINT, _interrupt)
     try:
         return run()
     except (Refusal, OSError) as error:  # the system's own words name the file
         print(f"{name}: {error}", file=sys.stderr)
         return 1
-    except (KeyboardInterrupt, SystemError) as error:
-        # Ctrl-C while a compiled kernel makes its arrays comes out of it as a SystemError
-        if isinstance(error, SystemError) and not isinstance(error.__cause__, KeyboardInterrupt):
-            raise
+    except KeyboardInterrupt:
         print(f"\n{name}: stopped; {interrupted}", file=sys.stderr)
         return 130
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Raise KeyboardInterrupt, but not before a compiled kernel has made the arrays it returns.
+
+    It calls Python for each, and an exception from there is lost, or leaves an array that is none.
+    """
+    while frame is not None:
+        if frame.f_code.co_name == "_numba_unpickle":
+            again = threading.Timer(SOON, signal.pthread_kill, (threading.get_ident(), number))
+            again.start()
+            return
+        frame = frame.f_back
+    raise KeyboardInterrupt
 
 
 def add_command(

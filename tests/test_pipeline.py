@@ -158,7 +158,7 @@ def test_ctrl_c_stops_with_one_line_and_keeps_what_is_finished(undisturbed):
         assert process.poll() is None
     os.killpg(process.pid, signal.SIGINT)  # a terminal's Ctrl-C reaches every process
     _, err = process.communicate(timeout=30)
-    assert process.returncode == 130
+    assert process.returncode == 130, err
     assert "Traceback" not in err
     assert "the same command goes on from there" in err
     assert main(["write", str(run), "--workers", "1"]) == 0
