@@ -74,10 +74,12 @@ train: chips  ## train a detector on the chips by RECIPE=; a second call goes on
 eval: train  ## the main job: AutoFocus, the full pyramid and each level alone on SPLIT_EVAL=val
 	@$(PY) -m infer eval "$(RUN)" --data "$(SOURCE)" --split "$(SPLIT_EVAL)" --recipe "$(RECIPE)"
 
-# The kernels run once more with their indices checked, compiled into a cache of their own.
+# The kernels run once more with their indices checked, compiled into a cache of their own, and
+# with threads.
 test: env lint  ## run the tests
 	@$(PY) -m pytest $(SIDE_BY_SIDE)
-	@NUMBA_BOUNDSCHECK=1 NUMBA_CACHE_DIR=.venv/numba-checked $(PY) -m pytest -q $(SIDE_BY_SIDE) $(KERNEL_TESTS)
+	@NUMBA_BOUNDSCHECK=1 NUMBA_NUM_THREADS=2 NUMBA_CACHE_DIR=.venv/numba-checked \
+	  $(PY) -m pytest -q $(SIDE_BY_SIDE) $(KERNEL_TESTS)
 
 test-cluster: env  ## run the whole pipeline on a small Slurm of its own on this machine
 	@$(PY) -m pytest -m cluster tests/test_cluster.py

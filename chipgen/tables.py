@@ -34,7 +34,7 @@ def create_table(
     with folder.create(name) as file:
         # opened once more by Arrow: a writer that an error leaves behind ends its file by itself,
         # and Ctrl-C finds no call from Arrow into Python in which to be lost
-        target = pa.OSFile(file.name, "wb")
+        target = pa.OSFile(str(file.name), "wb")
         sink = TableSink(target, schema, group)
         yield sink
         sink.end()

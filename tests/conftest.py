@@ -4,7 +4,9 @@ import pytest
 import torch
 
 # Files of tests run side by side, and threads that wait for a busy processor take far longer.
+# Numba counts as well: as soon as its threads start, torch has as many.
 os.environ["OMP_NUM_THREADS"] = "1"
+os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 torch.set_num_threads(1)
 
 
