@@ -31,7 +31,7 @@ NETWORK ?= $(if $(shell command -v nvidia-smi),resnet50,small)
 GPUS ?= 1
 TRAIN := $(if $(filter-out 1,$(GPUS)),-m torch.distributed.run --standalone --nproc-per-node $(GPUS)) -m train
 
-SIDE_BY_SIDE := --numprocesses=auto --maxprocesses=8 --dist=loadfile
+SIDE_BY_SIDE := --numprocesses=auto --maxprocesses=8 --dist=loadfile --no-loadscope-reorder
 KERNEL_TESTS := $(addprefix tests/test_,$(addsuffix .py,cover plan negatives boxes pyramid cut resample draws focus stack warp))
 
 .PHONY: help env scenes own-recipe chips train eval cluster test test-cluster lint bench-chips bench-train bench-infer scale claims faults gpu-check clean
