@@ -17,8 +17,12 @@ SOON = 1e-3  # s, more than a kernel takes to make its arrays
 def execute(name: str, run: Callable[[], int], interrupted: str = GOES_ON) -> int:
     """Run a command and return its exit code; a refusal is told in one line."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    before = signal.getsignal(signal.SIGINT)
-    if before is signal.default_int_handler:  # a job in the background is deaf to it, and stays so
+    # a job in the background is deaf to Ctrl-C, and stays so; so is a thread
+    heard = (
+        signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        and threading.current_thread() is threading.main_thread()
+    )
+    if heard:
         signal.signal(signal.SIGINT, _interrupt)
     try:
         return run()
@@ -29,7 +33,8 @@ def execute(name: str, run: Callable[[], int], interrupted: str = GOES_ON) -> in
         print(f"\n{name}: stopped; {interrupted}", file=sys.stderr)
         return 130
     finally:
-        signal.signal(signal.SIGINT, before)
+        if heard:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -5,14 +5,18 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from chipgen.arguments import add_command, add_overrides, execute, part, positive
+from chipgen.arguments import GOES_ON, add_command, add_overrides, execute, part, positive
 from chipgen.errors import Refusal
+
+BEGINS_ANEW = "nothing is kept; the same command begins anew (eval --part I/N keeps parts)"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     args = _parser().parse_args(arguments)
-    return execute(f"infer {args.command}", lambda: args.run_command(args))
+    in_parts = args.command == "eval" and (args.part or args.finish or args.follow)
+    kept = BEGINS_ANEW if args.command in ("eval", "tune") and not in_parts else GOES_ON
+    return execute(f"infer {args.command}", lambda: args.run_command(args), kept)
 
 
 def _parser() -> argparse.ArgumentParser:

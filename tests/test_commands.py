@@ -3,6 +3,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -212,6 +213,14 @@ def test_ctrl_c_while_a_kernel_makes_its_arrays_comes_after_it(array, capsys):
     assert [len(array) for array in made] == [0, 0, 0]
     assert capsys.readouterr().err == "\ncut: stopped; " + GOES_ON + "\n"
     assert signal.signal(signal.SIGINT, deaf) is signal.default_int_handler
+
+
+def test_a_command_may_run_in_a_thread():
+    ended = []
+    thread = threading.Thread(target=lambda: ended.append(execute("cut", lambda: 0)))
+    thread.start()
+    thread.join()
+    assert ended == [0]
 
 
 def test_proposals_that_are_missing_or_no_parquet_are_refused(tmp_path, data, capsys):

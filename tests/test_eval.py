@@ -6,9 +6,10 @@ import inferring
 import made_up
 import pytest
 
+from chipgen.arguments import GOES_ON
 from chipgen.storage import LocalFolder
 from infer import Detector, measure, parts
-from infer.__main__ import main
+from infer.__main__ import BEGINS_ANEW, main
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +44,19 @@ def test_eval_compares_modes_and_is_not_repeated(run, annotated, capsys, caplog)
         assert evaluated(run, annotated) == 0
     assert "up to date" in caplog.text
     assert capsys.readouterr().out == table
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [([], BEGINS_ANEW), (["--part", "0/2"], GOES_ON), (["--follow"], GOES_ON)],
+)
+def test_ctrl_c_tells_whether_anything_is_kept(monkeypatch, capsys, arguments, told):
+    def interrupted(args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("infer.commands.evaluate", interrupted)
+    assert evaluated("run", "data", *arguments) == 130
+    assert capsys.readouterr().err == f"\ninfer eval: stopped; {told}\n"
 
 
 def test_eval_reads_splits_with_a_space_between(run, tmp_path):
