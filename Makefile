@@ -6,8 +6,8 @@ PY := .venv/bin/python
 
 # DATA=folder takes your own pictures instead of the embedded scenes, RECIPE=name-or-file other
 # settings, RUN=folder another place for the results, SPLIT=train,val other splits, WORKERS=n
-# processes, SMOKE=1 a few of the scenes only, GPUS=n one process for each of n GPUs, SPLIT_EVAL=val the
-# splits to evaluate on.
+# processes, SMOKE=1 a few of the scenes only, GPUS=n one process for each of n GPUs,
+# SPLIT_EVAL=val the splits to evaluate on.
 SPLIT ?= train
 SPLIT_EVAL ?= val
 WORKERS ?= $(shell nproc 2>/dev/null || echo 2)

@@ -204,7 +204,7 @@ def test_ctrl_c_while_a_kernel_makes_its_arrays_comes_after_it(array, capsys):
             made = cut.chip_boxes(np.zeros((1, 4)), 1.0, 1.0, 0, 0, 8, 8)
         finally:
             sys.settrace(before)
-        time.sleep(10)
+        time.sleep(10)  # which Ctrl-C ends at once
         return 0
 
     cut.chip_boxes(np.zeros((1, 4)), 1.0, 1.0, 0, 0, 8, 8)  # which may have to load it
