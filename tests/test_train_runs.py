@@ -6,11 +6,13 @@ import shutil
 import signal
 import subprocess
 
+import made_up
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
 import training
+from PIL import Image
 
 from chipgen.storage import LocalFolder
 from train import checkpoint
@@ -145,6 +147,27 @@ def test_a_folder_with_another_run_is_refused(material):
     assert done.returncode == 1
     assert "differs in train.lr" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_finished_run_is_refused_the_chips_of_pictures_that_changed_since(material, tmp_path):
+    shutil.copytree(material[0].parent, tmp_path, dirs_exist_ok=True)
+    run, name = tmp_path / "run", material[1]
+
+    def cut_again():
+        shutil.rmtree(run / "shards")
+        training.cut(tmp_path)
+
+    cut_again()
+    assert "up to date" in training.trained(run, name, "--resume")
+    picture = tmp_path / "data" / "train" / "000001.jpg"
+    picture.write_bytes(made_up.encoded(Image.open(picture).rotate(180)))
+    cut_again()
+    line = training.command(run, name, "--resume")
+    done = subprocess.run(
+        line, capture_output=True, text=True, check=False, env=training.environment()
+    )
+    assert done.returncode == 1
+    assert "differs in the pixels of its shards" in done.stderr
 
 
 @pytest.mark.parametrize("processes", [1, 2])

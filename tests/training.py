@@ -54,11 +54,17 @@ def recipe(folder: Path) -> Path:
 
 def shards(folder: Path, pictures: int = 12, store: str = "source", **chips) -> Path:
     """Write the positive shards of a made-up data set; gives the run folder."""
-    data = made_up.coco(folder / "data", pictures)
+    made_up.coco(folder / "data", pictures)
+    return cut(folder, store, **chips)
+
+
+def cut(folder: Path, store: str = "source", **chips) -> Path:
+    """Write the positive shards of the data set that is there; gives the run folder."""
     name = made_up.recipe(folder / "r.toml", store, **chips)
     settings = run.load_recipe(str(name))
     target = open_folder(folder / "run")
-    record = run.save_plan(target, "test", dataset.parts(str(data), ["train"]), settings)
+    data = str(folder / "data")
+    record = run.save_plan(target, "test", dataset.parts(data, ["train"]), settings)
     job = pipeline.open_job(target, "positive", record, settings)
     pool.run(job, pipeline.unfinished_groups(job), 1, lambda pictures: None)
     pipeline.finish(job)

@@ -73,6 +73,7 @@ def trained(args: argparse.Namespace) -> int:
         "chips": manifests[0].recipe,
         "infer": load_table(args.recipe, args.overrides).get("infer", {}),  # to be handed on
         "shards": [manifest.content_hash for manifest in manifests],
+        "indexes": [manifest.index_sha256 for manifest in manifests],
         "classes": list(index.classes),
         "commit": commit(),
     }

@@ -307,4 +307,6 @@ def same_run(state: dict[str, Any], about: dict[str, Any]) -> list[str]:
                 differing.append(f"{section}.{key}")
     if state["shards"] != about["shards"]:
         differing.append("the shards")
+    elif state.get("indexes", about["indexes"]) != about["indexes"]:  # of plan and settings alike
+        differing.append("the pixels of its shards, which were cut again from other pictures")
     return differing
