@@ -34,6 +34,9 @@ TRAIN := $(if $(filter-out 1,$(GPUS)),-m torch.distributed.run --standalone --np
 SIDE_BY_SIDE := --numprocesses=auto --maxprocesses=8 --dist=loadfile --no-loadscope-reorder
 KERNEL_TESTS := $(addprefix tests/test_,$(addsuffix .py,cover plan negatives boxes pyramid cut resample draws focus stack warp))
 
+# what `check` holds against the plan before anything is trained
+EVALUATED := $(if $(filter eval bench-infer,$(MAKECMDGOALS)),--data "$(SOURCE)" --split "$(SPLIT_EVAL)")
+
 .PHONY: help env scenes own-recipe chips train eval cluster test test-cluster lint bench-chips bench-train bench-infer scale claims faults gpu-check clean
 
 help:  ## list the targets
@@ -58,6 +61,7 @@ own-recipe: env
 
 chips: env $(PREPARE)  ## cut chips of DATA= (default: the embedded scenes) by RECIPE=
 	@$(PY) -m chipgen plan "$(RUN)" --data "$(SOURCE)" --split "$(SPLIT)" --recipe "$(RECIPE)"
+	@$(PY) -m infer check "$(RUN)" --recipe "$(RECIPE)" --processes $(GPUS) $(EVALUATED)
 	@$(PY) -m chipgen write "$(RUN)" --kind positive --workers $(WORKERS)
 	@$(PY) -m infer proposals "$(RUN)" --recipe "$(RECIPE)" --check; code=$$?; \
 	if [ $$code = 3 ]; then \

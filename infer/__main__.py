@@ -34,6 +34,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     status.add_argument("run", help="run folder")
 
+    check = add_command(
+        subparsers,
+        "check",
+        _command("check"),
+        "refuse at once what a later stage of a planned run would refuse",
+        "python -m infer check runs/coco --recipe coco-r50 --data /data/coco --split val",
+    )
+    check.add_argument("run", help="run folder with a plan")
+    check.add_argument("--recipe", required=True, help="all its sections are looked at")
+    add_overrides(check)
+    check.add_argument("--data", help="to be evaluated on: folder, URL or dataset.toml")
+    _add_split(check)
+    check.add_argument("--processes", type=positive, default=1, help="of the training (default: 1)")
+
     proposals = add_command(
         subparsers,
         "proposals",
@@ -136,6 +150,10 @@ def _add_detector(parser: argparse.ArgumentParser) -> None:
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", required=True, help="data set: folder, URL or dataset.toml")
+    _add_split(parser)
+
+
+def _add_split(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--split", default="val", help="splits to read, with commas between (default: val)"
     )

@@ -19,7 +19,8 @@ from chipgen.pipeline import commit
 from chipgen.progress import progress
 from chipgen.pyramid import canvas_sizes
 from chipgen.raw import as_text
-from chipgen.recipe import build, digest, load, override
+from chipgen.recipe import build, digest, load, load_table, override
+from chipgen.run import read_record
 from chipgen.sealed import sealed, unsealed
 from chipgen.show import png
 from chipgen.storage import LocalFolder, open_folder
@@ -33,6 +34,7 @@ from infer.pictures import decoded
 from infer.settings import InferSettings
 from infer.status import report
 from train.detector.settings import ModelSettings
+from train.settings import load_recipe as load_training
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 DRAWN = "drawn"  # folder of drawings
@@ -50,6 +52,29 @@ def proposals(args: argparse.Namespace) -> int:
         model = load(args.recipe, {"model": ModelSettings}, args.overrides)["model"]
         return 0 if mining.up_to_date(run, dataclasses.asdict(model)) else OUT_OF_DATE
     mining.make(run, args.part, args.finish)
+    return 0
+
+
+def check(args: argparse.Namespace) -> int:
+    """Refuse at once what a later stage of a planned run would refuse, be it after days."""
+    record = read_record(open_folder(args.run))
+    table = load_table(args.recipe, args.overrides)
+    recipe = load_training(args.recipe, args.overrides)
+    load(args.recipe, {"infer": InferSettings}, args.overrides)
+    if "chips" in table and "infer" not in table:
+        log.warning(
+            "%s: has no [infer], so pictures will be looked at as suits COCO; its levels should be "
+            "those of [chips], from coarse to fine",
+            args.recipe,
+        )
+    if recipe.train.batch < args.processes:
+        raise Refusal(
+            f"{args.recipe}: train.batch = {recipe.train.batch}, but training has "
+            f"{args.processes} processes, each of which needs a chip at least"
+        )
+    if args.data:
+        test = measure.open_test(args.data, split_names(args.split))
+        measure.require_classes(record.classes, test, args.data)
     return 0
 
 
@@ -261,7 +286,7 @@ def tune(args: argparse.Namespace) -> int:
 def open_for(detector: Detector, args: argparse.Namespace) -> measure.Test:
     """Read the data set that the arguments name; its classes must be the detector's."""
     test = measure.open_test(args.data, split_names(args.split), args.pictures)
-    measure.require_classes(detector, test, args.data)
+    measure.require_classes(detector.classes, test, args.data)
     return test
 
 

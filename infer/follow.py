@@ -51,7 +51,7 @@ def follow(
                         raise
                     log.info("step %d: removed before it was evaluated (%s)", step, gone)
                     continue
-                measure.require_classes(detector, test, str(run))
+                measure.require_classes(detector.classes, test, str(run))
                 entry = {"step": step, **about, **measure.compare(detector, test, modes)}
                 append(folder, entry)
                 for mode in map(measure.name_of, modes):

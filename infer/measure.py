@@ -73,13 +73,18 @@ def open_test(where: str, splits: Sequence[str], pictures: int | None = None) ->
     return Test(annotations, areas, layout.find(where).style)
 
 
-def require_classes(detector: Detector, test: Test, where: str) -> None:
-    """Refuse a data set of other classes than the detector was trained on."""
-    if test.annotations.classes != detector.classes:
+def require_classes(trained: Sequence[str], test: Test, where: str) -> None:
+    """Refuse a data set of other classes than those that are trained on."""
+    found = test.annotations.classes
+    if list(found) != list(trained):
         raise Refusal(
-            f"{where}: its classes are not those that the detector was trained on "
-            f"({', '.join(detector.classes[:8])})"
+            f"{where}: its classes ({_some(found)}) are not those that are trained on "
+            f"({_some(trained)})"
         )
+
+
+def _some(classes: Sequence[str]) -> str:
+    return ", ".join(classes[:8]) + (", .." if len(classes) > 8 else "")
 
 
 def compare(detector: Detector, test: Test, modes: Sequence[str | int]) -> dict[str, Any]:

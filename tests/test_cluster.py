@@ -36,7 +36,7 @@ notice = 60
 address = "127.0.0.1"
 """
 STEPS = (
-    "plan", "positive", "positive-finish", "rpn", "proposals", "negatives", "negative",
+    "plan", "check", "positive", "positive-finish", "rpn", "proposals", "negatives", "negative",
     "negative-finish", "train", "eval", "eval-finish",
 )  # fmt: skip
 

@@ -53,3 +53,18 @@ def test_splits_with_a_space_between_are_one_argument(target):
     assert given
     for line in given:
         assert line.count("--split") == line.count('"one, two"') + line.count('"three, four"')
+
+
+@pytest.mark.parametrize(
+    ("targets", "split"), [(["chips"], None), (["train"], None), (["eval"], '"test"')]
+)
+def test_what_is_to_be_evaluated_on_is_checked_before_anything_is_trained(targets, split):
+    done = tried(*targets, "DATA=/data", "SPLIT_EVAL=test", "GPUS=4")
+    (place, check), *more = [
+        (n, line) for n, line in enumerate(done.stdout.splitlines()) if "infer check" in line
+    ]
+    assert not more
+    assert "--processes 4" in check
+    assert ("--data" in check) == bool(split)
+    assert not split or f"--split {split}" in check
+    assert not any("-m train" in line for line in done.stdout.splitlines()[:place])

@@ -37,7 +37,7 @@ def test_each_job_waits_for_the_one_before():
     names = [line[2].removeprefix("--job-name=x-").partition("-")[2] for line in lines]
     assert names[0] == "plan"
     assert names[-1] == "eval-finish"
-    assert len(set(names)) == len(names) == 11
+    assert len(set(names)) == len(names) == 12
     for before, line in zip(names, lines[1:], strict=False):
         (waits,) = (word for word in line if word.startswith("--dependency="))
         assert f"afterok:<{before}>" in waits
@@ -50,12 +50,13 @@ def test_each_job_waits_for_the_one_before():
 def test_settings_of_the_cluster_are_those_of_recipe_and_options():
     sets = ("partition=gpu", "nodes=4", "gpus=8", "cpus=6", "notice=90", 'options=["--qos=low"]')
     lines = dry(*(f"--set=cluster.{text}" for text in sets), "--set=cluster.at_once=3")
-    train, rpn = ({*lines[n]} for n in (8, 3))
+    train, rpn = ({*lines[n]} for n in (9, 4))
     assert {"--nodes=4", "--ntasks-per-node=8", "--gres=gpu:8", "--cpus-per-task=6"} <= train
     assert {"--nodes=1", "--ntasks-per-node=8", "--signal=B:USR1@90"} <= rpn
     assert all("--partition=gpu" in line and "--qos=low" in line for line in lines)
-    assert "--array=0-15%3" in lines[1]
-    assert not any("gpu:" in word for word in lines[1])  # cutting chips needs none
+    assert "--processes=32" in lines[1]  # nodes x GPUs
+    assert "--array=0-15%3" in lines[2]
+    assert not any("gpu:" in word for word in lines[2])  # cutting chips needs none
     lines = dry("--set=cluster.gpus=0")
     assert not any("gpu" in word for line in lines for word in line[:-1] if "--gres" in word)
 
@@ -71,7 +72,7 @@ def test_one_part_of_one_step_is_submitted_alone():
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (("--only", "training"), "not one of plan, positive"),
+        (("--only", "training"), "not one of plan, check"),
         (("--part", "3"), "--part 3: goes with --only"),
         (("--only", "eval", "--part", "4"), "must be one of 0 to 3"),
         (("--set", "cluster.node=3"), "did you mean 'nodes'"),
@@ -99,14 +100,15 @@ def test_numbers_of_jobs_are_handed_on_and_printed(tmp_path):
     )  # fmt: skip
     assert code == 0
     lines = calls.read_text().splitlines()
-    assert len(lines) == 11
+    assert len(lines) == 12
     assert all(line.startswith("module load cuda|10.0.0.7|--parsable") for line in lines)
     assert all(f"afterok:{n}" in line for n, line in enumerate(lines[1:], 1))
-    assert [line.split()[1] for line in out.splitlines()[:2]] == ["plan", "positive,"]
+    assert [line.split()[1] for line in out.splitlines()[:3]] == ["plan", "check", "positive,"]
 
 
 JOBS = {
     "plan": ("chips.sbatch", "plan", "RUN"),
+    "check": ("eval.sbatch", "check", "RUN"),
     "positive": ("chips.sbatch", "write", "RUN", "positive", "4"),
     "proposals": ("proposals.sbatch", "finish", "RUN"),
     "eval": ("eval.sbatch", "look", "4", "RUN"),

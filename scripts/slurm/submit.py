@@ -134,7 +134,10 @@ def chain(args: argparse.Namespace, settings: ClusterSettings) -> Iterator[Step]
         *gpus,
     )
     source = ("--data", data, "--split", args.split)
+    measured = run, "--data", data, "--split", args.split_eval, *recipe
     yield Step("plan", ("chips.sbatch", "plan", run, *source, *recipe), short)
+    processes = f"--processes={settings.nodes * settings.tasks}"
+    yield Step("check", ("eval.sbatch", "check", *measured, processes), short)
     for kind in ("positive", "negative"):
         if kind == "negative":
             yield Step("rpn", ("train.sbatch", "rpn", run, *recipe), ("--nodes=1", *training))
@@ -146,7 +149,6 @@ def chain(args: argparse.Namespace, settings: ClusterSettings) -> Iterator[Step]
         yield Step(f"{kind}-finish", ("chips.sbatch", "finish", run, kind), short)
     nodes = f"--nodes={settings.nodes}"
     yield Step("train", ("train.sbatch", "detector", run, *recipe), (nodes, *training))
-    measured = run, "--data", data, "--split", args.split_eval, *recipe
     look = "eval.sbatch", "look", str(settings.eval_parts), *measured
     yield Step("eval", look, (*short, *one), settings.eval_parts)
     yield Step("eval-finish", ("eval.sbatch", "finish", *measured), short)
