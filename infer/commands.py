@@ -34,6 +34,7 @@ from infer.pictures import decoded
 from infer.settings import InferSettings
 from infer.status import report
 from train.detector.settings import ModelSettings
+from train.hold import Hold
 from train.settings import load_recipe as load_training
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
@@ -93,6 +94,12 @@ def detect(args: argparse.Namespace) -> int:
     detector = load_detector(args)
     mode = mode_of(args.mode)
     detector.require_mode(mode)
+    with Hold(LocalFolder(args.out)):
+        return _detect(args, files, detector, mode)
+
+
+def _detect(args: argparse.Namespace, files: list[str], detector: Detector, mode: str | int) -> int:
+    """Find objects in files, in a folder that nobody else writes in."""
     out = LocalFolder(args.out)
     head = {
         "model": hashlib.sha256(detector.weights.encode()).hexdigest(),
@@ -199,6 +206,8 @@ def evaluate(args: argparse.Namespace) -> int:
         detector.require_mode(mode)
     modes = modes or [AUTOFOCUS, PYRAMID, *range(len(detector.settings.levels))]
     model = Path(args.model.split(",")[0])
+    if "," in args.model and not args.out:
+        raise Refusal(f"{args.model}: figures of an ensemble belong to none of them; name an --out")
     out = args.out or (model if model.is_dir() else model.parent) / "eval.json"
     inputs = inputs_of(args, commit(), detector.weights, digest(detector.settings), modes)
     folder = parts.folder_of(out)

@@ -22,6 +22,7 @@ from infer.commands import drawing_of
 from infer.draw import draw_focus
 from infer.lines import LINES, checked, read_checked
 from infer.pictures import Source, decoded
+from train.hold import LOCK, Hold
 
 WIDE, TALL = (120, 80), (60, 100)
 
@@ -296,3 +297,13 @@ def test_too_little_memory_on_the_device_is_told_with_what_helps(
     told = capsys.readouterr().err.strip().splitlines()[-1]
     assert "tried to allocate 2 GiB" in told
     assert "infer.tile" in told
+
+
+def test_two_at_once_do_not_write_in_one_folder(run, photos, tmp_path, capsys):
+    out = tmp_path / "found"
+    with Hold(LocalFolder(out)):
+        assert detect(run, photos, "--out", out) == 1
+        assert f"{out}: in use by the run with pid {os.getpid()}" in capsys.readouterr().err
+        assert not (out / LINES).exists()
+    assert detect(run, photos, "--out", out) == 0
+    assert not (out / LOCK).exists()

@@ -210,3 +210,5 @@ def test_settings_that_cannot_be_are_refused():
     for change in ({"anchor_sizes": ()}, {"proposals": 0}, {"norm_processes": -1}):
         with pytest.raises(ValueError, match="must"):
             dataclasses.replace(settings.ModelSettings(), **change)
+    with pytest.raises(ValueError, match="none for small"):
+        settings.ModelSettings(backbone="small", weights="mine.pt")

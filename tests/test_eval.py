@@ -265,3 +265,11 @@ def test_figures_lie_in_the_table(run, annotated):
     assert len(test.annotations.picture_ids) == 3
     found = measure.compare(Detector.load(run), test, [0])
     assert measure.table_of(found).splitlines()[1].startswith("level0")
+
+
+def test_figures_of_an_ensemble_need_a_place_of_their_own(run, annotated, tmp_path, capsys):
+    both = f"{run},{run}"
+    assert evaluated(both, annotated, "--mode", "0") == 1
+    assert "name an --out" in capsys.readouterr().err
+    assert evaluated(both, annotated, "--mode", "0", "--out", tmp_path / "both.json") == 0
+    assert json.loads((tmp_path / "both.json").read_text())["model"] == both

@@ -13,7 +13,7 @@ import training
 
 from train.processes import Processes
 from train.settings import TrainSettings
-from train.watch import LOADING, Watch
+from train.watch import LOADING, LOST, Watch
 
 PATIENCE = 4  # s
 BOUND = 60  # s
@@ -99,10 +99,10 @@ def ended(material, folder, disturbance, processes, workers=0, patience=PATIENCE
 )
 def test_the_process_that_the_others_lose_is_named(material, tmp_path, disturbance, told):
     children, said = ended(material, tmp_path, disturbance, 2)
-    assert children[0].returncode == 1
+    assert children[0].returncode in (1, LOST)  # as the error of a collective, or its end, is first
     assert f"process 1 (pid {children[1].pid} on {os.uname().nodename}) {told}" in said[0]
     if disturbance == "hang":
-        assert children[1].returncode == 1  # ends by itself as well
+        assert children[1].returncode == LOST  # ends by itself as well
         assert "got nowhere" in said[1]
         assert "waiting for its loader" in said[1]
     assert training.log(tmp_path)[-1]["step"] == 3  # all that was done before
@@ -112,13 +112,13 @@ def test_nobody_leaves_at_a_stop_while_the_checkpoint_is_being_written(material,
     """A scheduler kills what is left of a run when its first process ends with such a code."""
     children, said = ended(material, tmp_path, "stop", 2, patience=30)
     assert children[0].returncode == -signal.SIGKILL, said
-    assert children[1].returncode == 1, said
+    assert children[1].returncode in (1, LOST), said
     assert "is gone" in said[1] or "is dead" in said[1]
 
 
 def test_a_process_alone_ends_when_its_loader_hangs(material, tmp_path):
     (child,), (said,) = ended(material, tmp_path, "hang", 1, workers=1)
-    assert child.returncode == 1
+    assert child.returncode == LOST
     assert f"process 0 (pid {child.pid} on {os.uname().nodename}) got nowhere" in said
     assert "at step 3, waiting for its loader" in said
     training.trained(tmp_path, material[1], "--resume", "--set=train.patience=100")

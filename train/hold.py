@@ -111,7 +111,7 @@ class Hold:
             if now := holder(self.folder):
                 raise Refusal(
                     f"{self.folder}: in use by the run with pid {now.pid} on {now.host}; wait for "
-                    f"it, stop it, or choose another run folder"
+                    f"it, stop it, or choose another folder"
                 )
             return False
         claim = f".{LOCK}-{hashlib.sha256(seen).hexdigest()[:16]}"
@@ -153,8 +153,8 @@ class Hold:
         """End the process at once, whatever it is at."""
         try:
             print(
-                f"train: {self.folder}: now held by the run with pid {now.pid} on {now.host}, for "
-                f"this one was silent for too long; it ends here, without a checkpoint",
+                f"{self.folder}: now held by the run with pid {now.pid} on {now.host}, for this "
+                f"one was silent for too long; it ends here, and saves nothing more",
                 file=sys.stderr,
                 flush=True,
             )

@@ -22,7 +22,7 @@ from train.processes import Processes
 BEAT = 5.0  # s between two signs of life, at most
 BEATS = 8  # signs of life in the time of the patience, at least
 LOOK = 3  # signs of life between two looks at the others
-LOST = 1  # exit code
+LOST = 124  # exit code, as that of `timeout`: run it again
 SAVING, LOADING, COMPUTING = "saving", "waiting for its loader", "computing"
 WAITING = "waiting for the others to end"
 IN_ORDER = (SAVING, LOADING, COMPUTING, WAITING)  # what is done after so many steps

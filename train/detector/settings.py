@@ -39,5 +39,7 @@ class ModelSettings:
                 raise ValueError(f"{name} = {getattr(self, name)} must be at least 1")
         if not self.anchor_sizes or not self.anchor_shapes:
             raise ValueError("anchor_sizes and anchor_shapes must not be empty")
+        if self.backbone == "small" and self.weights not in ("", "DEFAULT"):
+            raise ValueError(f"weights = {self.weights!r}, but there are none for small")
         if self.norm_processes < 0:
             raise ValueError(f"norm_processes = {self.norm_processes} must not be negative")
