@@ -129,30 +129,25 @@ def focused(flight: Flight, level: int, stride: int, settings: InferSettings) ->
     """Make the windows of a level from the map of focus of the one before (algorithm 2).
 
     Objects reach to the edges of their FocusPixels, and what is found there would fall to the
-    border rule: so windows have a border around them, unless dilation has given them more, and
-    those that overlap with it are merged once more. They also grow to whole steps where there is
-    room: less of what the network sees is padding.
+    border rule: so windows have a border around them, unless dilation has given them more. They
+    also grow to whole steps where there is room: less of what the network sees is padding.
     """
     choice = settings.focus[level - 1]
     before, after = flight.scales[level - 1], flight.scales[level]
     cell = stride * after / before  # canvas px of this level, along x and y
     border_low = (settings.border - choice.dilation // 2 * cell).clip(0)
     border_high = (settings.border - (choice.dilation - 1) // 2 * cell).clip(0)
-    smallest = np.ceil((choice.smallest - border_low - border_high).clip(1) / cell).astype(int)
-    found = focus.windows(
-        flight.maps[level - 1], choice.threshold, choice.dilation, (smallest[1], smallest[0])
-    )
-    edges = found * np.tile(cell, 2)  # (n, 4)
-    canvas = flight.canvases[level]
+    found = focus.enclosed(flight.maps[level - 1], choice.threshold, choice.dilation)
+    # whole px: a scale's last digit must not cost a row of cells
+    edges = np.rint(found * np.tile(cell, 2))  # (n, 4)
     # outward to whole cells of this level, so that its map of focus has one grid
+    canvas = flight.canvases[level]
     cells = -(-canvas // stride)
     low = np.floor((edges[:, :2] - border_low) / stride).astype(int)
-    low = np.minimum(low, (canvas - choice.smallest) // stride).clip(0)  # no border at the edge
-    high = np.ceil((edges[:, 2:] + border_high) / stride).astype(int)
-    least = -(-choice.smallest // stride)  # cells
-    high = np.minimum(np.maximum(high, low + least), cells)
-    size = tuple(cells[::-1].tolist())
-    apart = focus.merged(np.concatenate([low, high], axis=1), size)
+    low = np.minimum(low, (canvas - choice.smallest) // stride).clip(0)  # the last cell may be less
+    high = np.minimum(np.ceil((edges[:, 2:] + border_high) / stride).astype(int), cells)
+    least, size = -(-choice.smallest // stride), tuple(cells[::-1].tolist())
+    apart = focus.apart(np.concatenate([low, high], axis=1), (least, least), size)
     grown = focus.filled(apart, -(-settings.step // stride), size)
     low = grown[:, :2] * stride
     sides = np.minimum(grown[:, 2:] * stride, canvas) - low

@@ -28,22 +28,19 @@ class FocusSettings:
                 raise ValueError(f"{name} = {getattr(self, name)} must be at least 1")
 
 
-def windows(
-    probabilities: np.ndarray, threshold: float, dilation: int, smallest: tuple[int, int]
-) -> np.ndarray:
-    """Enclose the FocusPixels of a map (H, W) float32 in windows that don't overlap: (n, 4) int64.
+def enclosed(probabilities: np.ndarray, threshold: float, dilation: int) -> np.ndarray:
+    """Enclose each component of a map's (H, W) float32 dilated FocusPixels: windows (n, 4) int64.
 
     A cell that was never looked at holds a negative number and is no FocusPixel, whatever the
     threshold, which is compared in float32 as the cells are. A FocusPixel spreads over the offsets
-    -(dilation // 2) .. dilation - 1 - dilation // 2 along both axes. `smallest` (height, width) in
-    cells. The windows come in the order of y1, then x1.
+    -(dilation // 2) .. dilation - 1 - dilation // 2 along both axes.
     """
     if probabilities.ndim != 2:
         raise ValueError(f"a map of shape {probabilities.shape} has not one number for each cell")
     if not 0 <= threshold <= 1:  # a negative one would take in what was never looked at
         raise ValueError(f"threshold = {threshold} must be from 0 to 1")
-    if dilation < 1 or min(smallest) < 1:
-        raise ValueError(f"dilation = {dilation} and smallest = {smallest} must be at least 1")
+    if dilation < 1:
+        raise ValueError(f"dilation = {dilation} must be at least 1")
     rows, columns = probabilities.shape
     before, after = dilation // 2, dilation - 1 - dilation // 2
     wide, dilated = np.zeros((2, rows, columns), np.bool_)
@@ -55,17 +52,19 @@ def windows(
     most = rows * ((columns + 1) // 2)
     runs, parents = np.empty((most, 3), np.int64), np.empty(most, np.int64)
     places, found = np.empty(most, np.int64), np.empty((most, 4), np.int64)
-    found = found[: _enclose(dilated, runs, parents, places, found)]
-
-    return merged(_grown(found, smallest, (rows, columns)), (rows, columns))
+    return found[: _enclose(dilated, runs, parents, places, found)]
 
 
-def merged(windows: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Replace windows (m, 4) of a map (height, width) that overlap until none do: (n, 4).
+def apart(windows: np.ndarray, smallest: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
+    """Let windows (m, 4) of a map grow to the smallest, and replace those that overlap: (n, 4).
 
-    They come in the order of y1, then x1.
+    That is done until none do. `smallest` and `size` (height, width) in cells. The windows come in
+    the order of y1, then x1.
     """
-    found, owners, parents = windows.copy(), np.full(size, -1, np.int32), np.arange(len(windows))
+    if min(smallest) < 1:
+        raise ValueError(f"smallest = {smallest} must be at least 1")
+    found = _grown(windows, smallest, size)
+    owners, parents = np.full(size, -1, np.int32), np.arange(len(windows))
     _merge(found, owners, parents)
     found = found[parents == np.arange(len(found))]
     x1, y1, x2, y2 = found.T

@@ -63,7 +63,7 @@ STRATEGIES = {
                 "autofocus",
                 (
                     "infer.focus=[{threshold=0.001,dilation=1,smallest=64},"
-                    "{threshold=0.01,dilation=1,smallest=128}]",
+                    "{threshold=0.005,dilation=1,smallest=128}]",
                 ),
             ),
             (
