@@ -60,18 +60,13 @@ def check(args: argparse.Namespace) -> int:
     """Refuse at once what a later stage of a planned run would refuse, be it after days."""
     record = read_record(open_folder(args.run))
     table = load_table(args.recipe, args.overrides)
-    recipe = load_training(args.recipe, args.overrides)
+    load_training(args.recipe, args.overrides).train.require_chips_for(args.processes)
     load(args.recipe, {"infer": InferSettings}, args.overrides)
     if "chips" in table and "infer" not in table:
         log.warning(
             "%s: has no [infer], so pictures will be looked at as suits COCO; its levels should be "
             "those of [chips], from coarse to fine",
             args.recipe,
-        )
-    if recipe.train.batch < args.processes:
-        raise Refusal(
-            f"{args.recipe}: train.batch = {recipe.train.batch}, but training has "
-            f"{args.processes} processes, each of which needs a chip at least"
         )
     if args.data:
         test = measure.open_test(args.data, split_names(args.split))

@@ -41,7 +41,7 @@ def test_what_is_in_order_passes(planned, capsys):
         (["--set", "train.epoch=3"], "did you mean 'epochs'"),
         (["--set", "labels.anchor=3"], "did you mean 'anchors'"),
         (["--set", "infer.step=0"], "step = 0 must be positive"),
-        (["--set", "train.batch=7", "--processes=8"], "train.batch = 7, but training has 8"),
+        (["--set", "train.batch=7", "--processes=8"], "train.batch = 7, but 8 processes"),
         (["--data", "DATA", "--split", "test"], "no split 'test'; there is other, train, val"),
         (["--data", "DATA", "--split", "other"], "its classes (cat) are not those"),
     ],

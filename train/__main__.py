@@ -79,8 +79,7 @@ def trained(args: argparse.Namespace) -> int:
     }
     folder = LocalFolder(Path(args.run) / ("rpn" if recipe.train.task == "rpn" else "train"))
     with joined() as processes:
-        if recipe.train.batch < processes.world:
-            raise Refusal(f"train.batch = {recipe.train.batch}, but {processes.world} processes")
+        recipe.train.require_chips_for(processes.world)
         with contextlib.ExitStack() as stack:
             refusal = None
             if processes.rank == 0:

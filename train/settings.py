@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from chipgen.errors import Refusal
 from chipgen.recipe import load
 from train.assign import LabelSettings
 from train.detector.settings import ModelSettings
@@ -78,6 +79,11 @@ class TrainSettings:
             raise ValueError(f"drops = {self.drops} must be in the order of their epochs")
         if max(self.momentum, self.ema) >= 1:
             raise ValueError("momentum and ema must be below 1")
+
+    def require_chips_for(self, processes: int) -> None:
+        """Refuse more processes than a batch has chips."""
+        if self.batch < processes:
+            raise Refusal(f"train.batch = {self.batch}, but {processes} processes need a chip each")
 
     @property
     def length(self) -> int:
