@@ -26,7 +26,7 @@ class InferSettings:
     tile: int = 2048  # canvas px: longer regions are cut into tiles
     overlap: int = 256  # canvas px that neighbouring tiles share
     step: int = 64  # canvas px: regions grow or are padded to multiples: there are few shapes
-    max_megapixels: float = 200.0  # of a picture; larger ones are refused
+    max_megapixels: float = 500.0  # of a picture; larger ones are refused (as for chips)
 
     proposals: int = 300  # of a region, at most
     density: float = 2000.0  # proposals for each megapixel of a region, if that is fewer

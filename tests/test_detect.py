@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from chipgen.errors import Refusal
+from chipgen.shards import ShardSettings
 from chipgen.storage import LocalFolder
 from infer import Detector
 from infer.__main__ import main
@@ -22,6 +23,7 @@ from infer.commands import drawing_of
 from infer.draw import draw_focus
 from infer.lines import LINES, checked, read_checked
 from infer.pictures import Source, decoded
+from infer.settings import InferSettings
 from train.hold import LOCK, Hold
 
 WIDE, TALL = (120, 80), (60, 100)
@@ -179,6 +181,10 @@ def test_a_limit_of_pixels_may_be_infinite(run, photos, tmp_path):
     limit = ["--set", "infer.max_megapixels=inf"]
     assert detect(run, photos, "--out", tmp_path, "--draw", *limit) == 0
     assert len(json.loads((tmp_path / "pictures.json").read_text())["images"]) == 3
+
+
+def test_what_chips_are_cut_from_is_not_too_large_to_be_looked_at():
+    assert InferSettings().max_megapixels == ShardSettings().max_megapixels
 
 
 def test_drawings_are_not_taken_for_pictures_of_a_second_run(run, photos):
