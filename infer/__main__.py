@@ -87,6 +87,12 @@ def _parser() -> argparse.ArgumentParser:
         "--min-score", type=float, default=0.3, help="of boxes that are drawn (default: 0.3)"
     )
     _add_mode(detect)
+    detect.add_argument(
+        "--part",
+        type=part,
+        metavar="I/N",
+        help="only every Nth picture, from number I (from 0) on; then the same without --part",
+    )
 
     evaluate = add_command(
         subparsers,

@@ -89,12 +89,6 @@ def detect(args: argparse.Namespace) -> int:
     detector = load_detector(args)
     mode = mode_of(args.mode)
     detector.require_mode(mode)
-    with Hold(LocalFolder(args.out)):
-        return _detect(args, files, detector, mode)
-
-
-def _detect(args: argparse.Namespace, files: list[str], detector: Detector, mode: str | int) -> int:
-    """Find objects in files, in a folder that nobody else writes in."""
     out = LocalFolder(args.out)
     head = {
         "model": hashlib.sha256(detector.weights.encode()).hexdigest(),
@@ -102,7 +96,33 @@ def _detect(args: argparse.Namespace, files: list[str], detector: Detector, mode
         "mode": mode,
         "classes": list(detector.classes),
     }
-    before = lines.read(out, head)
+    if args.part:
+        number, count = args.part
+        files = files[number::count]
+        part = out.sub(f"{lines.PARTS}/{number}-of-{count}")
+        with Hold(part):
+            before = lines.read(out, head, held=False) | lines.read(part, head)
+            _, broken = _detect(args, files, detector, head, before, part)
+        told = f"part {number}/{count} is made; the same without --part puts all together"
+    else:
+        with Hold(out):
+            before = lines.read(out, head) | lines.take_over(out, head)
+            done, broken = _detect(args, files, detector, head, before, out)
+            kept = [done[file] for file in files if file in done]
+            found = lines.write_detections(out, kept, detector.classes)
+        told = f"{found} detections ({out})"
+    log.info("detect: %d pictures, %d of them broken and left out; %s", len(files), broken, told)
+    return 1 if broken and broken == len(files) else 0
+
+
+def _detect(
+    args: argparse.Namespace, files: list[str], detector: Detector, head: dict[str, Any],
+    before: dict[str, lines.Line], folder: LocalFolder,
+) -> tuple[dict[str, lines.Line], int]:  # fmt: skip
+    """Find objects in files, and add lines to a folder that nobody else writes in.
+
+    Gives the line of each file that is done, and how many are broken.
+    """
     versions = {file: version_of(file) for file in files}
     done = {
         file: line
@@ -113,8 +133,8 @@ def _detect(args: argparse.Namespace, files: list[str], detector: Detector, mode
     if args.draw and len(left) < len(files):
         log.info("detect: %d pictures are done and not drawn again", len(files) - len(left))
     broken = 0
-    results = detector(left, mode)
-    with lines.opened(out, head) as writer:
+    results = detector(left, head["mode"])
+    with lines.opened(folder, head) as writer:
         for result in progress(results, total=len(left), unit=" pictures", desc="detect"):
             file = result.picture
             if result.error:
@@ -122,17 +142,9 @@ def _detect(args: argparse.Namespace, files: list[str], detector: Detector, mode
                 log.warning("%s is left out: %s", as_text(file), result.error)
                 continue
             if args.draw:
-                _draw(out.path / DRAWN, file, result, detector, args.min_score)
+                _draw(Path(args.out, DRAWN), file, result, detector, args.min_score)
             done[file] = writer.add(lines.content_of(file, versions[file], result))
-    kept = [done[file] for file in files if file in done]
-    log.info(
-        "detect: %d pictures, %d of them broken and left out; %d detections (%s)",
-        len(files),
-        broken,
-        lines.write_detections(out, kept, detector.classes),
-        out,
-    )
-    return 1 if broken and broken == len(files) else 0
+    return done, broken
 
 
 def expand(patterns: Iterable[str]) -> list[str]:

@@ -24,8 +24,10 @@ from chipgen.storage import LocalFolder, writing
 from chipgen.tables import create_table
 from infer.detections import Detections
 from infer.detector import Result
+from train.hold import Hold
 
 LINES = "pictures.jsonl"
+PARTS = "parts"  # folder of those of parts, PARTS/I-of-N
 FOUND = pa.schema(
     [("file", pa.string())]
     + [(name, pa.float32()) for name in (*EDGES, "score")]
@@ -51,11 +53,14 @@ class Writer:
 
     def add(self, content: dict[str, Any]) -> Line:
         """Write a line at once, so that it is there whatever comes."""
-        data = checked(content)
+        return self.copy(checked(content), content.get("version"))
+
+    def copy(self, data: bytes, version: str | None) -> Line:
+        """Write a line that is there already."""
         with writing(self._path):
             self._file.write(data)
             self._file.flush()
-        return Line(content.get("version"), self._file.tell() - len(data), len(data))
+        return Line(version, self._file.tell() - len(data), len(data))
 
 
 @contextlib.contextmanager
@@ -70,8 +75,11 @@ def opened(out: LocalFolder, head: dict[str, Any]) -> Iterator[Writer]:
         yield writer
 
 
-def read(out: LocalFolder, head: dict[str, Any]) -> dict[str, Line]:
-    """Find what an earlier run left, by file; a line that is cut off or damaged is dropped."""
+def read(out: LocalFolder, head: dict[str, Any], held: bool = True) -> dict[str, Line]:
+    """Find what an earlier run left, by file; a line that is cut off or damaged is dropped.
+
+    Only who holds the folder may cut off the end of a line: else somebody may be about to write it.
+    """
     if not out.exists(LINES):
         return {}
     found: dict[str, Line] = {}
@@ -79,7 +87,8 @@ def read(out: LocalFolder, head: dict[str, Any]) -> dict[str, Line]:
     with (out.path / LINES).open("rb") as file:
         for data in file:
             if not data.endswith(b"\n"):
-                os.truncate(out.path / LINES, start)
+                if held:
+                    os.truncate(out.path / LINES, start)
                 break
             content = read_checked(data)
             if not start:
@@ -92,6 +101,24 @@ def read(out: LocalFolder, head: dict[str, Any]) -> dict[str, Line]:
     if lost:
         log.warning("%s/%s: %d damaged lines; those pictures are done again", out, LINES, lost)
     return found
+
+
+def take_over(out: LocalFolder, head: dict[str, Any]) -> dict[str, Line]:
+    """Move the lines of all parts to the others; refuses while one of them is still at it."""
+    moved: dict[str, Line] = {}
+    for path in sorted(out.path.glob(f"{PARTS}/*-of-*")):
+        part = LocalFolder(path)
+        with Hold(part):
+            if found := read(part, head):
+                with (path / LINES).open("rb") as file, opened(out, head) as writer:
+                    for name, line in found.items():
+                        file.seek(line.start)
+                        moved[name] = writer.copy(file.read(line.length), line.version)
+            part.remove(LINES)
+        with contextlib.suppress(OSError):  # somebody has just begun with that part anew
+            path.rmdir()
+            path.parent.rmdir()
+    return moved
 
 
 def _require_same(out: LocalFolder, first: dict[str, Any] | None, head: dict[str, Any]) -> None:

@@ -21,7 +21,7 @@ from infer import Detector
 from infer.__main__ import main
 from infer.commands import drawing_of
 from infer.draw import draw_focus
-from infer.lines import LINES, checked, read_checked
+from infer.lines import LINES, PARTS, checked, read_checked
 from infer.pictures import Source, decoded
 from infer.settings import InferSettings
 from train.hold import LOCK, Hold
@@ -103,6 +103,67 @@ def test_an_interrupted_detect_goes_on_where_it_stopped(run, photos, tmp_path, m
     assert detect(run, photos, "--out", out) == 0
     for name in ("detections.json", "pictures.json", "detections.parquet", LINES):
         assert (out / name).read_bytes() == (whole / name).read_bytes()
+
+
+@pytest.mark.usefixtures("one_by_one")
+def test_parts_find_together_what_one_run_finds(run, photos, tmp_path, monkeypatch):
+    whole, out = tmp_path / "whole", tmp_path / "found"
+    assert detect(run, photos, "--out", whole, "--draw") == 0
+    assert detect(run, photos / "a.jpg", "--out", out) == 0  # what is done is nobody's part
+    looked = []
+    inner = Detector.__call__
+
+    def noting(self, pictures, mode):
+        for result in inner(self, pictures, mode):
+            looked.append(result.picture)
+            yield result
+
+    monkeypatch.setattr(Detector, "__call__", noting)
+    assert detect(run, photos, "--out", out, "--draw", "--part", "1/2") == 0
+    with (out / PARTS / "1-of-2" / LINES).open("ab") as lines:
+        lines.write(b'{"file": "cut o')  # by a task that was killed
+    assert detect(run, photos, "--out", out, "--draw", "--part", "0/2") == 0
+    assert detect(run, photos, "--out", out, "--draw", "--part", "0/2") == 0
+    assert sorted(looked) == [str(photos / "b.png"), str(photos / "more/c.JPG")]
+    assert json.loads((out / "pictures.json").read_text())["images"][1:] == []
+    assert detect(run, photos, "--out", out) == 0
+    assert len(looked) == 2
+    for name in ("detections.json", "pictures.json", "detections.parquet"):
+        assert (out / name).read_bytes() == (whole / name).read_bytes()
+    assert len(list((out / "drawn").iterdir())) == 2 * 2
+    assert not (out / PARTS).exists()
+
+
+def test_parts_that_are_missing_are_made_with_the_others(run, photos, tmp_path):
+    whole, out = tmp_path / "whole", tmp_path / "found"
+    assert detect(run, photos, "--out", whole) == 0
+    assert detect(run, photos, "--out", out, "--part", "2/3") == 0
+    assert detect(run, photos, "--out", out) == 0
+    assert (out / "detections.json").read_bytes() == (whole / "detections.json").read_bytes()
+
+
+def test_a_part_that_is_still_at_it_is_waited_for(run, photos, tmp_path, capsys):
+    assert detect(run, photos, "--out", tmp_path, "--part", "0/3") == 0
+    with Hold(LocalFolder(tmp_path / PARTS / "0-of-3")):
+        assert detect(run, photos, "--out", tmp_path) == 1
+    assert "0-of-3: in use by the run" in capsys.readouterr().err
+    assert len((tmp_path / PARTS / "0-of-3" / LINES).read_bytes().splitlines()) == 2
+
+
+def test_a_line_that_another_run_is_about_to_write_is_left_to_it(run, photos, tmp_path):
+    assert detect(run, photos / "a.jpg", "--out", tmp_path) == 0
+    with (tmp_path / LINES).open("ab") as lines:
+        lines.write(b'{"file": "cut o')
+    before = (tmp_path / LINES).read_bytes()
+    assert detect(run, photos, "--out", tmp_path, "--part", "0/1") == 0
+    assert (tmp_path / LINES).read_bytes() == before
+
+
+def test_parts_of_another_mode_are_refused(run, photos, tmp_path, capsys):
+    assert detect(run, photos, "--out", tmp_path, "--part", "0/2", "--mode", "0") == 0
+    assert detect(run, photos, "--out", tmp_path) == 1
+    assert "another mode" in capsys.readouterr().err
+    assert (tmp_path / PARTS / "0-of-2" / LINES).exists()
 
 
 def test_a_file_name_that_is_no_text_is_escaped(run, photos, tmp_path):
