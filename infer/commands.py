@@ -28,11 +28,12 @@ from infer import follow, lines, measure, parts
 from infer import proposals as mining
 from infer import tune as tuning
 from infer.cascade import AUTOFOCUS, PYRAMID
-from infer.detector import Detector, Result, read_state
+from infer.detector import Detector, Result
 from infer.draw import draw_focus, draw_result
 from infer.pictures import decoded
 from infer.settings import InferSettings
 from infer.status import report
+from train import checkpoint
 from train.detector.settings import ModelSettings
 from train.hold import Hold
 from train.settings import load_recipe as load_training
@@ -316,7 +317,7 @@ def settings_of(args: argparse.Namespace) -> InferSettings | None:
     if args.recipe:
         return load(args.recipe, {"infer": InferSettings}, args.overrides)["infer"]
     if args.overrides:
-        table = read_state(args.model.split(",")[0])["infer"]
+        table = checkpoint.read(args.model.split(",")[0])["infer"]
         return build(InferSettings, override(table, "infer", args.overrides), "--set")
     return None
 

@@ -12,7 +12,6 @@ import torch
 
 from chipgen.errors import Refusal
 from chipgen.recipe import build
-from chipgen.storage import LocalFolder
 from infer.cascade import AUTOFOCUS, PYRAMID, Flight, Machine, fly, suppressed
 from infer.detections import Detections
 from infer.fold import fold
@@ -27,7 +26,6 @@ from train.detector.settings import ModelSettings
 from train.precision import precision_of
 from train.processes import agree_on_threads
 
-NEEDED = {"model", "average", "recipe", "infer", "classes"}  # of a checkpoint
 # Canvas px of one batch. Small chips fill even a CPU only in company; large regions gain nothing.
 AT_ONCE = {"cpu": 600_000, "cuda": 8_000_000}
 
@@ -87,7 +85,7 @@ class Detector:
         are given.
         """
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        states = [read_state(path) for path in paths]
+        states = [checkpoint.read(path) for path in paths]
         for path, state in zip(paths, states, strict=True):
             if state["classes"] != states[0]["classes"]:
                 raise Refusal(f"{path}: its classes are not those of {paths[0]}")
@@ -98,7 +96,7 @@ class Detector:
         models = [model_of(state) for state in states]
         if len({model.stride for model in models}) > 1:
             raise Refusal(f"{' '.join(map(str, paths))}: their feature maps differ in stride")
-        weights = " ".join(_digest(weights_of(state)) for state in states)
+        weights = " ".join(_digest(checkpoint.weights_of(state)) for state in states)
         return cls(models, tuple(states[0]["classes"]), settings, device, weights)
 
     def with_settings(self, settings: InferSettings) -> "Detector":
@@ -168,41 +166,6 @@ def broken(picture: Any, error: str) -> Result:
     return Result(picture, (0, 0), nothing, *none, {}, {}, {}, {}, error)
 
 
-def read_state(path: str | Path) -> dict[str, Any]:
-    """Read the last checkpoint of a run folder, or the one of a file."""
-    path = Path(path)
-    if path.is_dir():
-        folder = LocalFolder(path).sub("train/checkpoints")
-        steps = checkpoint.steps(folder)
-        if not steps:
-            raise Refusal(f"{path}: no checkpoint in {folder}; train first, or name a file")
-        return _whole(folder, steps[-1])
-    if not path.is_file():
-        raise Refusal(f"{path}: no such run folder or checkpoint file")
-    folder = LocalFolder(path.parent)
-    for step in checkpoint.steps(folder):
-        if checkpoint.file_of(step) == path.name:
-            return _whole(folder, step)
-    try:  # a copy, without the record that lies beside the original
-        state = checkpoint.parse(path.read_bytes())
-    except ValueError as error:
-        raise Refusal(f"{path}: {error}") from error
-    if NEEDED - state.keys():
-        raise Refusal(f"{path}: no checkpoint of a detector's training")
-    return state
-
-
-def _whole(folder: LocalFolder, step: int) -> dict[str, Any]:
-    """Read a checkpoint of a run; one that is damaged is refused: older ones differ in results."""
-    try:
-        return checkpoint.load(folder, step)
-    except (OSError, ValueError) as error:
-        raise Refusal(
-            f"{folder}/{checkpoint.file_of(step)}: damaged ({error}); train with --resume to make "
-            f"it again, or name another checkpoint file"
-        ) from error
-
-
 def _digest(weights: dict[str, torch.Tensor]) -> str:
     """Hash weights by content."""
     state = hashlib.sha256()
@@ -210,11 +173,6 @@ def _digest(weights: dict[str, torch.Tensor]) -> str:
         state.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
         state.update(values.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return state.hexdigest()
-
-
-def weights_of(state: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """Give the weights that inference uses: the averaged ones, where there are such."""
-    return state["average"] or state["model"]
 
 
 def model_of(state: dict[str, Any]) -> Model:
@@ -227,7 +185,7 @@ def model_of(state: dict[str, Any]) -> Model:
         0 if recipe["train"]["task"] == "rpn" else len(state["classes"]),
         choose("frozen" if settings.norm == "frozen" else "batch", None, torch.device("cpu")),
     )
-    model.load_state_dict(weights_of(state))
+    model.load_state_dict(checkpoint.weights_of(state))
     side = 2 * model.stride
     fold(model.backbone, torch.zeros(1, 3, side, side))
     return model

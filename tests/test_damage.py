@@ -12,7 +12,7 @@ from chipgen.__main__ import main as chipgen
 from chipgen.errors import Refusal
 from chipgen.storage import LocalFolder
 from infer.__main__ import main as infer
-from infer.detector import read_state
+from train import checkpoint
 from train.journal import Journal
 
 
@@ -171,10 +171,10 @@ def test_verify_says_how_a_damaged_set_is_made_again(run, capsys):
 
 def test_a_detector_whose_last_checkpoint_is_damaged_is_not_an_older_one(run):
     newest = inferring.save(run, {}, step=9)
-    assert read_state(run)["step"] == 9
+    assert checkpoint.read(run)["step"] == 9
     damage(newest, "flipped")
     with pytest.raises(Refusal, match=rf"{newest}: damaged .*--resume"):
-        read_state(run)
+        checkpoint.read(run)
 
 
 @pytest.mark.usefixtures("one_by_one")

@@ -211,4 +211,6 @@ def test_settings_that_cannot_be_are_refused():
         with pytest.raises(ValueError, match="must"):
             dataclasses.replace(settings.ModelSettings(), **change)
     with pytest.raises(ValueError, match="none for small"):
-        settings.ModelSettings(backbone="small", weights="mine.pt")
+        settings.ModelSettings(backbone="small", weights="IMAGENET1K_V1")
+    with pytest.raises(Refusal, match=r"mine\.pt is no checkpoint of a training"):
+        detector(backbone="small", weights="mine.pt")

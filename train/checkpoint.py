@@ -10,17 +10,19 @@ import io
 import logging
 import os
 import re
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import torch
 
 from chipgen.errors import Refusal
-from chipgen.storage import TEMPORARY, Folder
+from chipgen.storage import TEMPORARY, Folder, LocalFolder
 from train.processes import Processes
 
 log = logging.getLogger("train")
 NAME = re.compile(r"step-(\d{8})\.json")
+NEEDED = {"model", "average", "recipe", "infer", "classes"}  # of a checkpoint of a detector
 OURS = re.compile(rf"step-\d{{8}}\.pt|\.step-\d{{8}}\.(pt|json){re.escape(TEMPORARY)}")
 
 
@@ -111,6 +113,46 @@ def parse(data: bytes) -> dict[str, Any]:
     if not isinstance(state, dict) or not {"model", "step"} <= state.keys():
         raise ValueError("not a checkpoint of a training run")
     return state
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """Read the last checkpoint of a run folder, or the one of a file."""
+    path = Path(path)
+    if path.is_dir():
+        folder = LocalFolder(path).sub("train/checkpoints")
+        found = steps(folder)
+        if not found:
+            raise Refusal(f"{path}: no checkpoint in {folder}; train first, or name a file")
+        return _whole(folder, found[-1])
+    if not path.is_file():
+        raise Refusal(f"{path}: no such run folder or checkpoint file")
+    folder = LocalFolder(path.parent)
+    for step in steps(folder):
+        if file_of(step) == path.name:
+            return _whole(folder, step)
+    try:  # a copy, without the record that lies beside the original
+        state = parse(path.read_bytes())
+    except ValueError as error:
+        raise Refusal(f"{path}: {error}") from error
+    if NEEDED - state.keys():
+        raise Refusal(f"{path}: no checkpoint of a detector's training")
+    return state
+
+
+def _whole(folder: LocalFolder, step: int) -> dict[str, Any]:
+    """Read a checkpoint of a run; one that is damaged is refused: older ones differ in results."""
+    try:
+        return load(folder, step)
+    except (OSError, ValueError) as error:
+        raise Refusal(
+            f"{folder}/{file_of(step)}: damaged ({error}); train with --resume to make "
+            f"it again, or name another checkpoint file"
+        ) from error
+
+
+def weights_of(state: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Give the weights that inference uses: the averaged ones, where there are such."""
+    return state["average"] or state["model"]
 
 
 def steps(folder: Folder) -> list[int]:

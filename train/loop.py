@@ -6,6 +6,7 @@ b canvases of this process, k chips of a canvas; "global" means of all processes
 import contextlib
 import inspect
 import itertools
+import logging
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from chipgen.errors import Refusal
 from chipgen.storage import LocalFolder
-from train import checkpoint, losses, warp
+from train import checkpoint, inherit, losses, warp
 from train.detector import norms
 from train.detector.model import Detector
 from train.feedback import Feedback
@@ -35,6 +36,7 @@ from train.warp import Targets
 from train.watch import COMPUTING, LOADING, SAVING, WAITING, Watch
 
 FINISHED, STOPPED = "finished", "stopped"
+log = logging.getLogger("train")
 
 
 def train(
@@ -48,9 +50,14 @@ def train(
     """Train to the end, or to a signal; returns which. `about` goes into each checkpoint."""
     settings, device = recipe.train, processes.device
     order = Order(index, settings.batch, settings.seed)
-    weights = "" if state else recipe.model.weights  # a checkpoint has its own
+    another = None if state else inherit.read(recipe.model.weights)
+    weights = "" if state or another else recipe.model.weights  # a checkpoint has its own
     bare = replace(recipe, model=replace(recipe.model, weights=weights))
     model, network = build(bare, len(index.classes), processes)
+    if another:
+        anew = inherit.take(model, another, tuple(index.classes))
+        if processes.rank == 0:
+            log.info("weights of %s; anew: %s", recipe.model.weights, ", ".join(anew) or "nothing")
     optimizer = torch.optim.SGD(
         model.parameters(),
         settings.lr,

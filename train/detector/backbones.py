@@ -60,6 +60,8 @@ class Backbone(nn.Module):
 def build(settings: ModelSettings, norm: Norm) -> Backbone:
     """Make the backbone of a recipe, with its weights."""
     if settings.backbone == "small":
+        if settings.weights not in ("", "DEFAULT"):
+            raise Refusal(f"model.weights: {settings.weights} is no checkpoint of a training")
         backbone = small(settings.width, norm)
     elif settings.backbone == "mobilenet_v2":
         backbone = mobilenet(settings, norm)

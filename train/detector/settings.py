@@ -12,7 +12,7 @@ class ModelSettings:
         "small", "resnet18", "resnet34", "resnet50", "resnet101", "resnext101", "mobilenet_v2"
     ] = "resnet50"
     width: int = 24  # channels of the first layer of "small"
-    weights: str = "DEFAULT"  # torchvision's name of pretrained ones; a file; or "": random
+    weights: str = "DEFAULT"  # torchvision's name, a file, a run of Fovea's; or "": random
     norm: Literal["frozen", "batch", "sync"] = "sync"
     norm_processes: int = 0  # that share the statistics of "sync"; 0: all (MegDet's BN size)
     deformable: bool = True  # 3x3 convolutions of conv5
@@ -39,7 +39,8 @@ class ModelSettings:
                 raise ValueError(f"{name} = {getattr(self, name)} must be at least 1")
         if not self.anchor_sizes or not self.anchor_shapes:
             raise ValueError("anchor_sizes and anchor_shapes must not be empty")
-        if self.backbone == "small" and self.weights not in ("", "DEFAULT"):
+        named = self.weights not in ("", "DEFAULT") and not {".", "/"} & {*self.weights}
+        if self.backbone == "small" and named:
             raise ValueError(f"weights = {self.weights!r}, but there are none for small")
         if self.norm_processes < 0:
             raise ValueError(f"norm_processes = {self.norm_processes} must not be negative")
