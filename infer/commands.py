@@ -5,7 +5,10 @@ import contextlib
 import dataclasses
 import hashlib
 import logging
-from collections.abc import Iterable
+import math
+import signal
+import threading
+from collections.abc import Iterable, Iterator
 from glob import glob  # takes patterns with a root, which Path.glob does not
 from pathlib import Path
 from typing import Any
@@ -33,7 +36,7 @@ from infer.draw import draw_focus, draw_result
 from infer.pictures import decoded
 from infer.settings import InferSettings
 from infer.status import report
-from train import checkpoint
+from train import checkpoint, inherit
 from train.detector.settings import ModelSettings
 from train.hold import Hold
 from train.settings import load_recipe as load_training
@@ -61,7 +64,10 @@ def check(args: argparse.Namespace) -> int:
     """Refuse at once what a later stage of a planned run would refuse, be it after days."""
     record = read_record(open_folder(args.run))
     table = load_table(args.recipe, args.overrides)
-    load_training(args.recipe, args.overrides).train.require_chips_for(args.processes)
+    training = load_training(args.recipe, args.overrides)
+    training.train.require_chips_for(args.processes)
+    if not checkpoint.steps(LocalFolder(args.run).sub("train/checkpoints")):
+        inherit.read(training.model, training.train.task)  # a training that goes on has its own
     load(args.recipe, {"infer": InferSettings}, args.overrides)
     if "chips" in table and "infer" not in table:
         log.warning(
@@ -93,7 +99,7 @@ def detect(args: argparse.Namespace) -> int:
     out = LocalFolder(args.out)
     head = {
         "model": hashlib.sha256(detector.weights.encode()).hexdigest(),
-        "settings": digest(detector.settings),
+        "settings": digest(dataclasses.replace(detector.settings, max_megapixels=math.inf)),
         "mode": mode,
         "classes": list(detector.classes),
     }
@@ -101,19 +107,34 @@ def detect(args: argparse.Namespace) -> int:
         number, count = args.part
         files = files[number::count]
         part = out.sub(f"{lines.PARTS}/{number}-of-{count}")
-        with Hold(part):
-            before = lines.read(out, head, held=False) | lines.read(part, head)
+        with ended_in_order(), Hold(part):
+            before = lines.read(part, head)
+            for other in (out, *lines.parts(out)):  # of another count, where that was changed
+                before |= lines.read(other, head, held=False)
             _, broken = _detect(args, files, detector, head, before, part)
         told = f"part {number}/{count} is made; the same without --part puts all together"
     else:
-        with Hold(out):
+        with ended_in_order(), Hold(out):
             before = lines.read(out, head) | lines.take_over(out, head)
             done, broken = _detect(args, files, detector, head, before, out)
             kept = [done[file] for file in files if file in done]
             found = lines.write_detections(out, kept, detector.classes)
         told = f"{found} detections ({out})"
     log.info("detect: %d pictures, %d of them broken and left out; %s", len(files), broken, told)
-    return 1 if broken and broken == len(files) else 0
+    return 1 if not args.part and broken and broken == len(files) else 0
+
+
+@contextlib.contextmanager
+def ended_in_order() -> Iterator[None]:
+    """Let SIGTERM, by which schedulers end a job, do what Ctrl-C does: nothing stays held."""
+    if threading.current_thread() is not threading.main_thread():  # which alone has signals
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _detect(

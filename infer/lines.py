@@ -106,19 +106,23 @@ def read(out: LocalFolder, head: dict[str, Any], held: bool = True) -> dict[str,
 def take_over(out: LocalFolder, head: dict[str, Any]) -> dict[str, Line]:
     """Move the lines of all parts to the others; refuses while one of them is still at it."""
     moved: dict[str, Line] = {}
-    for path in sorted(out.path.glob(f"{PARTS}/*-of-*")):
-        part = LocalFolder(path)
+    for part in parts(out):
         with Hold(part):
             if found := read(part, head):
-                with (path / LINES).open("rb") as file, opened(out, head) as writer:
+                with (part.path / LINES).open("rb") as file, opened(out, head) as writer:
                     for name, line in found.items():
                         file.seek(line.start)
                         moved[name] = writer.copy(file.read(line.length), line.version)
             part.remove(LINES)
         with contextlib.suppress(OSError):  # somebody has just begun with that part anew
-            path.rmdir()
-            path.parent.rmdir()
+            part.path.rmdir()
+            part.path.parent.rmdir()
     return moved
+
+
+def parts(out: LocalFolder) -> list[LocalFolder]:
+    """List the folders of the parts that are there."""
+    return [LocalFolder(path) for path in sorted(out.path.glob(f"{PARTS}/*-of-*"))]
 
 
 def _require_same(out: LocalFolder, first: dict[str, Any] | None, head: dict[str, Any]) -> None:

@@ -263,7 +263,7 @@ def short(index: Index, chips: int) -> Index:
 
 def network_floor(index: Index, recipe: settings.Recipe, processes: Processes) -> float:
     """Time forward and backward with everything else already there; s a step."""
-    model, _ = loop.build(recipe, len(index.classes), processes)
+    model, _ = loop.build(recipe, index.classes, processes)
     order = Order(index, recipe.train.batch, 0)
     stream = iter(Stream(ChipReader(index, 0, 0, 1, "stop"), order, (0, 0), 1, 0, False))
     precision = precision_of(recipe.train, processes.device)

@@ -42,6 +42,7 @@ def test_what_is_in_order_passes(planned, capsys):
         (["--set", "labels.anchor=3"], "did you mean 'anchors'"),
         (["--set", "infer.step=0"], "step = 0 must be positive"),
         (["--set", "train.batch=7", "--processes=8"], "train.batch = 7, but 8 processes"),
+        (["--set", "model.weights=runs/no"], "runs/no: no such file or run folder"),
         (["--data", "DATA", "--split", "test"], "no split 'test'; there is other, train, val"),
         (["--data", "DATA", "--split", "other"], "its classes (cat) are not those"),
     ],

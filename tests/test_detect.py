@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import os
+import signal
 
 import inferring
 import made_up
@@ -159,6 +160,37 @@ def test_a_line_that_another_run_is_about_to_write_is_left_to_it(run, photos, tm
     assert (tmp_path / LINES).read_bytes() == before
 
 
+def test_what_parts_of_another_count_have_found_is_not_looked_for_again(run, photos, tmp_path):
+    assert detect(run, photos, "--out", tmp_path, "--part", "1/3") == 0
+    assert detect(run, photos, "--out", tmp_path, "--part", "0/1") == 0
+    counts = {
+        path.parent.name: len(path.read_bytes().splitlines()) - 1
+        for path in (tmp_path / PARTS).glob(f"*/{LINES}")
+    }
+    assert counts == {"1-of-3": 1, "0-of-1": 2}
+
+
+def test_a_part_of_broken_pictures_or_of_none_is_made(run, photos, tmp_path, caplog):
+    (photos / "b.png").write_bytes(b"broken")
+    assert detect(run, photos, "--out", tmp_path, "--part", "1/3") == 0
+    assert "b.png is left out" in caplog.text
+    assert detect(run, photos, "--out", tmp_path, "--part", "3/4") == 0
+    assert detect(run, photos, "--out", tmp_path) == 0
+    assert len(json.loads((tmp_path / "pictures.json").read_text())["images"]) == 2
+    assert detect(run, photos / "b.png", "--out", tmp_path / "one") == 1
+
+
+def test_a_part_that_a_scheduler_ends_holds_nothing(run, photos, tmp_path, monkeypatch):
+    def ended(_self, _pictures, _mode):
+        os.kill(os.getpid(), signal.SIGTERM)
+        yield
+
+    monkeypatch.setattr(Detector, "__call__", ended)
+    assert detect(run, photos, "--out", tmp_path, "--part", "0/2") == 130
+    assert [path.name for path in (tmp_path / PARTS / "0-of-2").iterdir()] == [LINES]
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
 def test_parts_of_another_mode_are_refused(run, photos, tmp_path, capsys):
     assert detect(run, photos, "--out", tmp_path, "--part", "0/2", "--mode", "0") == 0
     assert detect(run, photos, "--out", tmp_path) == 1
@@ -238,7 +270,9 @@ def test_a_folder_of_annotated_pictures_that_has_gone_is_refused(photos):
         list(decoded([Source(LocalFolder(photos / "nix"), "a.jpg")], 10**6))
 
 
-def test_a_limit_of_pixels_may_be_infinite(run, photos, tmp_path):
+def test_a_limit_of_pixels_may_be_raised_and_infinite(run, photos, tmp_path):
+    assert detect(run, photos, "--out", tmp_path, "--set", "infer.max_megapixels=0.007") == 0
+    assert len(json.loads((tmp_path / "pictures.json").read_text())["images"]) == 1
     limit = ["--set", "infer.max_megapixels=inf"]
     assert detect(run, photos, "--out", tmp_path, "--draw", *limit) == 0
     assert len(json.loads((tmp_path / "pictures.json").read_text())["images"]) == 3

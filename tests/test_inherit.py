@@ -1,17 +1,39 @@
 """A training that begins with the network of another one."""
 
+import dataclasses
+import re
+
 import inferring
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 import torchvision
 import training
 
 from chipgen.errors import Refusal
 from chipgen.storage import LocalFolder
 from train import checkpoint, inherit
-from train.__main__ import main
+from train.processes import Processes
 
 OF_OTHERS = ("ant", "dog", "cat")
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory):
+    """A run of some steps, and its recipe."""
+    folder = tmp_path_factory.mktemp("first")
+    run, name = training.shards(folder, pictures=6), training.recipe(folder)
+    training.trained(run, name, "--set=train.epochs=1", "--set=train.drops=[]")
+    return run, name
+
+
+def last(run):
+    return checkpoint.load_last(LocalFolder(run / "train" / "checkpoints"))
+
+
+def read(weights, task="detector", **changes):
+    return inherit.read(dataclasses.replace(inferring.TINY, weights=str(weights), **changes), task)
 
 
 def state_of(folder, seed=1, **changes):
@@ -70,46 +92,97 @@ def test_heads_of_other_sizes_begin_anew_and_the_short_task_has_fewer(tmp_path):
     assert "rpn.offsets" in same
 
 
-def test_another_backbone_is_refused(tmp_path):
-    with pytest.raises(Refusal, match=r"backbone\.stages\.0 .* 'small', width = 8"):
-        inherit.take(inferring.model(0, width=12), state_of(tmp_path), inferring.CLASSES)
-    of_rpn = state_of(tmp_path, classes=0)
-    with pytest.raises(Refusal, match=r"backbone\.stages\.4\.0"):
-        inherit.take(inferring.model(0), of_rpn, inferring.CLASSES)
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"width": 12}, "has model.width = 8, not 12"),
+        ({"backbone": "resnet18"}, "has model.backbone = 'small', not 'resnet18'"),
+    ],
+)
+def test_a_training_of_another_backbone_is_refused(tmp_path, changes, told):
+    inferring.save(tmp_path, {})
+    with pytest.raises(Refusal, match=re.escape(f"{tmp_path} {told}")):
+        read(tmp_path, **changes)
+
+
+def test_trained_offsets_are_not_dropped_in_silence(tmp_path):
+    state = checkpoint.read(inferring.save(tmp_path, {}))
+    state["recipe"]["model"]["backbone"] = "resnet18"
+    torch.save(state, tmp_path / "copy.pt")
+    assert read(tmp_path / "copy.pt", backbone="resnet18")
+    with pytest.raises(Refusal, match=r"copy\.pt has model\.deformable = True, not False"):
+        read(tmp_path / "copy.pt", backbone="resnet18", deformable=False)
+
+
+def test_a_training_for_proposals_alone_is_taken_for_such_a_one_only(tmp_path):
+    file = inferring.save(tmp_path, {}, task="rpn")
+    with pytest.raises(Refusal, match="trained for proposals alone"):
+        read(file)
+    state = read(file, task="rpn")
+    anew, _ = taken(inferring.model(5, classes=0), state, inferring.CLASSES)
+    assert anew == []
 
 
 def test_only_trainings_are_read_and_damaged_ones_refused(tmp_path):
     file = inferring.save(tmp_path / "run", {})
-    assert inherit.read(str(tmp_path / "run"))["step"] == inherit.read(str(file))["step"] == 7
+    assert read(tmp_path / "run")["step"] == read(file)["step"] == 7
     torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "other.pt")
-    for weights in ("", "DEFAULT", str(tmp_path / "other.pt"), str(tmp_path / "nowhere.pt")):
-        assert inherit.read(weights) is None
-    with pytest.raises(Refusal, match="no checkpoint in"):
-        inherit.read(str(tmp_path))
+    for weights in ("", "DEFAULT", tmp_path / "other.pt"):
+        assert read(weights, backbone="resnet18") is None
+    for weights, told in (
+        (tmp_path, "no checkpoint in"),
+        (tmp_path / "no.pt", "no such file"),
+        ("runs/no", "no such file"),
+    ):
+        with pytest.raises(Refusal, match=told):
+            read(weights)
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     file.write_bytes(data)
     with pytest.raises(Refusal, match="damaged"):
-        inherit.read(str(file))
+        read(file)
 
 
-def test_a_training_goes_on_from_another_ones_weights(tmp_path, caplog):
-    shards, name = training.shards(tmp_path, pictures=6), training.recipe(tmp_path)
+def of_process(process, folder):
+    where = f"file://{folder}/meet"
+    dist.init_process_group("gloo", init_method=where, rank=process, world_size=2)
+    state = {**checkpoint.read(folder), "model": theirs()} if process == 0 else None
+    model = inferring.model(process).to(memory_format=torch.channels_last)
+    processes = Processes(process, 2, torch.device("cpu"))
+    inherit.begin(model, state, inferring.CLASSES, processes)
+    torch.save(model.state_dict(), f"{folder}/{process}.pt")
+    dist.destroy_process_group()
 
-    def trained(folder, *overrides):
-        folder.mkdir()
-        (folder / "shards").symlink_to(shards / "shards")
-        line = [str(folder), "--recipe", str(name), "--set=train.workers=0", "--resume"]
-        line += [f"--set={text}" for text in ("train.epochs=1", "train.drops=[]", *overrides)]
-        assert main(line) == 0
-        return checkpoint.load_last(LocalFolder(folder / "train" / "checkpoints"))["model"]
 
-    first = trained(tmp_path / "first")
-    with caplog.at_level("INFO"):
-        still = "train.lr=1e-9", f'model.weights="{tmp_path / "first"}"'
-        then = trained(tmp_path / "then", *still)
-    assert f"weights of {tmp_path / 'first'}; anew: nothing" in caplog.text
-    other = trained(tmp_path / "other", "train.seed=1", "train.lr=1e-9")
-    weights = [name for name in first if name.endswith("weight")]
-    assert all(torch.allclose(then[name], first[name], atol=1e-6) for name in weights)
-    assert not all(torch.allclose(other[name], first[name], atol=1e-6) for name in weights)
+def theirs():
+    """Weights and statistics that no new network has."""
+    return {name: value * 0 + 3 for name, value in inferring.model(0).state_dict().items()}
+
+
+def test_all_processes_have_what_the_first_one_reads(tmp_path):
+    inferring.save(tmp_path, {})
+    mp.spawn(of_process, (str(tmp_path),), nprocs=2)
+    for process in range(2):
+        found = torch.load(tmp_path / f"{process}.pt", weights_only=True)
+        assert all(torch.equal(found[name], value) for name, value in theirs().items())
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_training_goes_on_from_another_ones_weights(first, tmp_path, processes):
+    run, name = first
+    (tmp_path / "shards").symlink_to(run / "shards")
+    line = "--set=train.epochs=1", "--set=train.drops=[]", "--set=train.lr=1e-9"
+    weights = f"--set=model.weights={run}"
+    told = training.trained(tmp_path, name, *line, weights, processes=processes)
+    mine, theirs = (last(folder)["model"] for folder in (tmp_path, run))
+    assert f"those of step {last(run)['step']}; anew: nothing" in told
+    for key in (key for key in theirs if key.endswith("weight")):
+        torch.testing.assert_close(mine[key], theirs[key], rtol=0, atol=1e-6)
+
+
+def test_processes_refuse_together_what_the_first_one_refuses(first, tmp_path):
+    run, name = first
+    (tmp_path / "shards").symlink_to(run / "shards")
+    weights = f"--set=model.weights={tmp_path / 'no.pt'}"
+    told = training.trained(tmp_path, name, weights, processes=2, code=1)
+    assert "no.pt: no such file or run folder" in told

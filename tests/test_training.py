@@ -206,7 +206,7 @@ def test_both_stores_train_alike(tmp_path):
 
 def evaluated(recipe, index, state) -> float:
     """Give the AP50 of a model on its own chips, each at its level and in its valid range."""
-    model, _ = loop.build(recipe, len(index.classes), ONE)
+    model, _ = loop.build(recipe, index.classes, ONE)
     model.load_state_dict(state["model"])
     model.eval()
     order = Order(index, len(index), 0)

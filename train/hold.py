@@ -72,7 +72,11 @@ class Hold:
         """Make the lock, unless there is one."""
         try:
             self.folder.path.mkdir(parents=True, exist_ok=True)
-            return self._made(LOCK)
+            with contextlib.suppress(
+                FileNotFoundError
+            ):  # the folder was removed since, being empty
+                return self._made(LOCK)
+            return False
         except OSError as error:
             self._read_only = error.errno in READ_ONLY
             if not self._read_only:

@@ -6,10 +6,9 @@ b canvases of this process, k chips of a canvas; "global" means of all processes
 import contextlib
 import inspect
 import itertools
-import logging
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -36,7 +35,6 @@ from train.warp import Targets
 from train.watch import COMPUTING, LOADING, SAVING, WAITING, Watch
 
 FINISHED, STOPPED = "finished", "stopped"
-log = logging.getLogger("train")
 
 
 def train(
@@ -50,14 +48,7 @@ def train(
     """Train to the end, or to a signal; returns which. `about` goes into each checkpoint."""
     settings, device = recipe.train, processes.device
     order = Order(index, settings.batch, settings.seed)
-    another = None if state else inherit.read(recipe.model.weights)
-    weights = "" if state or another else recipe.model.weights  # a checkpoint has its own
-    bare = replace(recipe, model=replace(recipe.model, weights=weights))
-    model, network = build(bare, len(index.classes), processes)
-    if another:
-        anew = inherit.take(model, another, tuple(index.classes))
-        if processes.rank == 0:
-            log.info("weights of %s; anew: %s", recipe.model.weights, ", ".join(anew) or "nothing")
+    model, network = build(recipe, index.classes, processes, inherits=state is None)
     optimizer = torch.optim.SGD(
         model.parameters(),
         settings.lr,
@@ -162,19 +153,31 @@ def train(
     return ended
 
 
-def build(recipe: Recipe, classes: int, processes: Processes) -> tuple[Detector, nn.Module]:
-    """Make the detector, the same on every process, and what distributes it."""
+def build(
+    recipe: Recipe, classes: Sequence[str], processes: Processes, inherits: bool = True
+) -> tuple[Detector, nn.Module]:
+    """Make the detector, the same on every process, and what distributes it.
+
+    It has the weights that the recipe names if it `inherits`: a checkpoint has its own.
+    """
     settings, device = recipe.train, processes.device
     group = norms.groups_of(recipe.model.norm_processes)
     torch.manual_seed(settings.seed)
+    another = None
+    if inherits:
+        another = processes.on_first(lambda: inherit.read(recipe.model, settings.task))
+    others = processes.any(another is not None)
+    weights = recipe.model.weights if inherits and not others else ""
     model = Detector(
-        recipe.model,
+        replace(recipe.model, weights=weights),
         recipe.labels,
-        0 if settings.task == "rpn" else classes,
+        0 if settings.task == "rpn" else len(classes),
         norms.choose(recipe.model.norm, group, device),
     )
     wide = torch.float64 if settings.precision == "fp64" else torch.float32
     model = model.to(device, wide, memory_format=torch.channels_last)
+    if others:
+        inherit.begin(model, another, tuple(classes), processes)
     if settings.compile:
         model.backbone.compile()
     if processes.world == 1:

@@ -5,8 +5,9 @@ import ctypes
 import datetime
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numba
 import torch
@@ -37,6 +38,18 @@ class Processes:
     def any(self, flag: bool) -> bool:
         """Say whether any process says so; all wait for each other."""
         return bool(self.sum(torch.tensor(float(flag), device=self.device)).item())
+
+    def on_first(self, action: Callable[[], Any]) -> Any:
+        """Give the first process what an action gives; a refusal there is one of all."""
+        result = refusal = None
+        if self.rank == 0:
+            try:
+                result = action()
+            except Refusal as error:
+                refusal = error
+        if self.any(refusal is not None):
+            raise refusal or Refusal("the first process says why")
+        return result
 
     def first(self, number: int) -> int:
         """Give all processes the number that the first one has."""

@@ -41,6 +41,9 @@ class ModelSettings:
             raise ValueError("anchor_sizes and anchor_shapes must not be empty")
         named = self.weights not in ("", "DEFAULT") and not {".", "/"} & {*self.weights}
         if self.backbone == "small" and named:
-            raise ValueError(f"weights = {self.weights!r}, but there are none for small")
+            raise ValueError(
+                f"weights = {self.weights!r}, but there are none for small; those of a training "
+                f"have a path, such as ./{self.weights}"
+            )
         if self.norm_processes < 0:
             raise ValueError(f"norm_processes = {self.norm_processes} must not be negative")
