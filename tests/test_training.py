@@ -278,7 +278,7 @@ def test_eight_pictures_are_learned_by_heart(tmp_path):
 def test_too_little_memory_on_the_device_is_told_with_what_helps(
     material, tmp_path, capsys, monkeypatch
 ):
-    def full(*_):
+    def full(*_, **__):
         raise torch.OutOfMemoryError("tried to allocate 2 GiB")
 
     monkeypatch.setattr(loop, "build", full)
