@@ -12,7 +12,7 @@ import struct
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import simplejpeg
@@ -20,6 +20,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from chipgen.errors import PictureError
 
+Check = Callable[[int, int], None]  # of a width and a height, before they are decoded
 ORIENTATION = 0x0112  # the EXIF tag
 TURNS = {  # from the stored pixels to those that a viewer shows
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -37,19 +38,33 @@ if sys.byteorder != "little":  # R in the lowest byte is the first byte only her
     raise ImportError("chipgen.codec packs pixels for little-endian processors")
 
 
-def decode(data: bytes, size: tuple[int, int] | None, max_pixels: float) -> np.ndarray:
+def decode(
+    data: bytes,
+    size: tuple[int, int] | None,
+    max_pixels: float,
+    before: Callable[[int], object] = lambda pixels: None,
+) -> np.ndarray:
     """Decode a picture whose annotation gives `size` (width, height); (H, W) uint32.
+
+    `before` is told how many pixels it has, as soon as the head of the file is read.
 
     An EXIF orientation is applied when the size agrees only that way; where no size is known, it
     always is, so that the pixels are those that a viewer shows. Raises PictureError.
     """
+
+    def check(width: int, height: int) -> None:
+        if width * height > max_pixels:
+            limit = f"{width}x{height} is over {max_pixels / 1e6:g} megapixels"
+            raise PictureError("too_many_pixels", f"{limit} (max_megapixels of the recipe)")
+        before(width * height)
+
     if not data:
         raise PictureError("empty_file")
     if data[:2] == b"\xff\xd8":
-        pixels = _decode_jpeg(data, size, max_pixels)
+        pixels = _decode_jpeg(data, size, check)
         if pixels is not None:
             return pixels
-    return _decode_other(data, size, max_pixels)
+    return _decode_other(data, size, check)
 
 
 def encode_jpeg(pixels: np.ndarray, quality: int) -> bytes:
@@ -71,11 +86,11 @@ def unpack(pixels: np.ndarray) -> np.ndarray:
     return rgbx[..., :3]
 
 
-def _decode_jpeg(data: bytes, size: tuple[int, int] | None, max_pixels: float) -> np.ndarray | None:
+def _decode_jpeg(data: bytes, size: tuple[int, int] | None, check: Check) -> np.ndarray | None:
     """Decode the fast way; None for what only Pillow can settle (CMYK, turned, slightly odd)."""
     try:
         height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
-        _check_pixels(width, height, max_pixels)
+        check(width, height)
         if size not in (None, (width, height)) or colors not in ("YCbCr", "Gray", "RGB"):
             return None
         if size is None and _is_turned(data):
@@ -91,9 +106,9 @@ def _is_turned(data: bytes) -> bool:
         return _orientation(image) in TURNS
 
 
-def _decode_other(data: bytes, size: tuple[int, int] | None, max_pixels: float) -> np.ndarray:
+def _decode_other(data: bytes, size: tuple[int, int] | None, check: Check) -> np.ndarray:
     with _reading(data) as image:
-        _check_pixels(*image.size, max_pixels)
+        check(*image.size)
         image.load()  # which turns a TIFF and drops its orientation
         turn = TURNS.get(_orientation(image)) if size is None else _turn_to(size, image)
         rgb = _to_rgb(image)
@@ -115,12 +130,6 @@ def _reading(data: bytes) -> Iterator[Image.Image]:
                 MemoryError, OverflowError, struct.error) as error:  # fmt: skip
             # what Pillow's readers raise on broken files, each format in its own way
             raise PictureError("broken_picture", str(error)) from error
-
-
-def _check_pixels(width: int, height: int, max_pixels: float) -> None:
-    if width * height > max_pixels:
-        limit = f"{width}x{height} is over {max_pixels / 1e6:g} megapixels"
-        raise PictureError("too_many_pixels", f"{limit} (max_megapixels of the recipe)")
 
 
 def _orientation(image: Image.Image) -> int | None:

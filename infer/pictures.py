@@ -1,9 +1,11 @@
 """Pictures in, from wherever they come: decoded in threads, in order, a bounded number ahead."""
 
+import functools
 import itertools
 import os
+import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +20,7 @@ from chipgen.storage import Folder, LocalFolder, read_listed_picture, read_pictu
 
 MOST_THREADS = 8  # that decode, at most, and no more than cores
 AHEAD = 2  # pictures more than threads are decoded before they are asked for,
-AHEAD_PIXELS = 400_000_000  # or fewer, where as many of the size at hand would have more px
+AHEAD_PIXELS = 400_000_000  # or fewer, so that they have no more px
 GROUP = 256  # pictures that fly together, so that batches fill up,
 GROUP_PIXELS = {"cpu": 16_000_000, "cuda": 64_000_000}  # with at most so many px, or one alone
 
@@ -48,28 +50,82 @@ class Decoded:
     error: str | None
 
 
+class Room:
+    """Room for pixels that are decoded before they are asked for.
+
+    Pictures have numbers in their order. What is asked for gets room in any case, or nothing would
+    go on where a later one has taken it.
+    """
+
+    def __init__(self, pixels: int):
+        self.pixels = pixels
+        self._held: dict[int, int] = {}
+        self._asked = -1  # the number up to which all are asked for
+        self._closed = False
+        self._changed = threading.Condition()
+
+    def take(self, number: int, pixels: int) -> None:
+        """Wait until there is room for a picture, or until it is asked for."""
+
+        def free() -> bool:
+            fits = sum(self._held.values()) + pixels <= self.pixels
+            return fits or number <= self._asked or self._closed
+
+        with self._changed:
+            self._held.pop(number, None)  # of a first try by another reader
+            self._changed.wait_for(free)
+            if self._closed:
+                raise PictureError("not_asked_for")
+            self._held[number] = pixels
+
+    def ask(self, number: int) -> None:
+        """Let pictures up to a number take what they need."""
+        with self._changed:
+            self._asked = number
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Turn away who waits: nobody asks any more."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def leave(self, number: int) -> None:
+        """Give back the room of a picture."""
+        with self._changed:
+            self._held.pop(number, None)
+            self._changed.notify_all()
+
+
 def decoded(pictures: Iterable[Picture], max_pixels: float) -> Iterator[Decoded]:
     """Decode pictures in threads; the order is kept, and a broken one is told, not raised.
 
     Arrays and tensors are copied as they are taken: who gives them may write the next one there.
     """
-    waiting: deque[Future] = deque()
-    pictures = iter(pictures)
+    waiting: deque[tuple[int, Future]] = deque()
+    numbered = enumerate(pictures)
+    room = Room(AHEAD_PIXELS)
     count = min(MOST_THREADS, os.cpu_count() or 1)
-    most = 1  # until the first one tells how large they are
+    most = 1  # until the first one tells how large they are: arrays are copied as they are taken
     with ThreadPoolExecutor(count, "decode") as threads:
         try:
             while True:
-                for picture in itertools.islice(pictures, max(0, most - len(waiting))):
-                    waiting.append(threads.submit(_decode, picture, _own(picture), max_pixels))
+                for number, picture in itertools.islice(numbered, max(0, most - len(waiting))):
+                    take = functools.partial(room.take, number)
+                    work = threads.submit(_decode, picture, _own(picture), max_pixels, take)
+                    waiting.append((number, work))
                 if not waiting:
                     return
-                one = waiting.popleft().result()
+                number, work = waiting.popleft()
+                room.ask(number)
+                one = work.result()
+                room.leave(number)
                 most = min(count + AHEAD, max(1, AHEAD_PIXELS // max(1, _pixels_of(one))))
                 yield one
         finally:
-            for future in waiting:
-                future.cancel()
+            for _, work in waiting:
+                work.cancel()
+            room.close()
 
 
 def groups(pictures: Iterable[Decoded], device: torch.device) -> Iterator[list[Decoded]]:
@@ -97,7 +153,12 @@ def _own(picture: Picture) -> np.ndarray | torch.Tensor | None:
     return picture.clone() if isinstance(picture, torch.Tensor) else None
 
 
-def _decode(picture: Picture, own: np.ndarray | torch.Tensor | None, max_pixels: float) -> Decoded:
+def _decode(
+    picture: Picture,
+    own: np.ndarray | torch.Tensor | None,
+    max_pixels: float,
+    take: Callable[[int], None],
+) -> Decoded:
     try:
         if own is not None:
             return Decoded(picture, _checked(own), None)
@@ -108,7 +169,7 @@ def _decode(picture: Picture, own: np.ndarray | torch.Tensor | None, max_pixels:
         else:
             path = Path(picture)
             data, size = read_picture(LocalFolder(path.parent), path.name), None
-        pixels = codec.unpack(codec.decode(data, size, max_pixels))
+        pixels = codec.unpack(codec.decode(data, size, max_pixels, take))
         return Decoded(picture, np.ascontiguousarray(pixels), None)
     except PictureError as error:
         return Decoded(picture, None, str(error))

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import signal
+import threading
 
 import inferring
 import made_up
@@ -23,7 +24,7 @@ from infer.__main__ import main
 from infer.commands import drawing_of
 from infer.draw import draw_focus
 from infer.lines import LINES, PARTS, checked, read_checked
-from infer.pictures import Source, decoded
+from infer.pictures import Room, Source, decoded
 from infer.settings import InferSettings
 from train.hold import LOCK, Hold
 
@@ -356,6 +357,51 @@ def test_few_large_pictures_are_decoded_ahead(photos, monkeypatch):
         assert len(ahead) == 30
     assert counts[1] == 1
     assert 1 < counts[10**9] <= 10
+
+
+def test_pixels_ahead_have_room_and_what_is_asked_for_gets_it_in_any_case():
+    room, got = Room(100), []
+
+    def take(number, pixels):
+        room.take(number, pixels)
+        got.append(number)
+
+    others = [threading.Thread(target=take, args=(n, 80)) for n in (1, 0)]
+    take(2, 90)  # a later picture is quicker
+    for other in others:
+        other.start()
+    room.ask(0)
+    others[1].join(timeout=20)
+    assert got == [2, 0]
+    room.leave(0)
+    room.leave(2)
+    others[0].join(timeout=20)
+    assert got == [2, 0, 1]
+    room.take(1, 95)  # the same once more, by another reader
+
+
+def test_large_files_behind_small_ones_wait_until_they_are_asked_for(photos, monkeypatch):
+    most = 5_000
+    names = ["small"] * 9 + ["large"] * 9 + ["small"] * 9
+    for name, size in (("small", (20, 20)), ("large", (60, 60))):
+        (photos / f"{name}.jpg").write_bytes(made_up.encoded(made_up.noise(*size)))
+    held = []
+    inner = Room.take
+
+    def noting(self, number, pixels):
+        inner(self, number, pixels)
+        held.append(sum(self._held.values()))
+
+    monkeypatch.setattr(Room, "take", noting)
+    monkeypatch.setattr("infer.pictures.AHEAD_PIXELS", most)
+    found = list(decoded([str(photos / f"{name}.jpg") for name in names], math.inf))
+    assert [one.pixels.shape[0] for one in found] == [20] * 9 + [60] * 9 + [20] * 9
+    assert max(held) <= most + 60 * 60  # and the one that is asked for
+    only = decoded([str(photos / name) for name in ("small.jpg", *["large.jpg"] * 9)], math.inf)
+    assert [next(only).pixels.shape[0] for _ in range(2)] == [20, 60]
+    before = len(held)
+    only.close()  # ends, and who still waits has not decoded; one may have had room
+    assert len(held) <= before + 1
 
 
 def test_drawings_of_pictures_from_any_place_are_seen(run, photos, tmp_path, monkeypatch):
