@@ -23,7 +23,7 @@ def execute(name: str, run: Callable[[], int], interrupted: str = GOES_ON) -> in
         and threading.current_thread() is threading.main_thread()
     )
     if heard:
-        signal.signal(signal.SIGINT, _interrupt)
+        signal.signal(signal.SIGINT, interrupt)
     try:
         return run()
     except (Refusal, OSError) as error:  # the system's own words name the file
@@ -37,7 +37,7 @@ def execute(name: str, run: Callable[[], int], interrupted: str = GOES_ON) -> in
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
+def interrupt(number: int, frame: FrameType | None) -> None:
     """Raise KeyboardInterrupt, but not before a compiled kernel has made the arrays it returns.
 
     It calls Python for each, and an exception from there is lost, or leaves an array that is none.

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from chipgen import dataset
-from chipgen.arguments import split_names
+from chipgen.arguments import interrupt, split_names
 from chipgen.errors import Refusal
 from chipgen.pipeline import commit
 from chipgen.progress import progress
@@ -130,7 +130,7 @@ def ended_in_order() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # which alone has signals
         yield
         return
-    before = signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
+    before = signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
     finally:

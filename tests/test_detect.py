@@ -181,7 +181,14 @@ def test_a_part_of_broken_pictures_or_of_none_is_made(run, photos, tmp_path, cap
     assert detect(run, photos / "b.png", "--out", tmp_path / "one") == 1
 
 
-def test_a_part_that_a_scheduler_ends_holds_nothing(run, photos, tmp_path, monkeypatch):
+@pytest.mark.parametrize("deaf", [False, True])
+def test_a_part_that_a_scheduler_ends_holds_nothing(
+    run, photos, tmp_path, monkeypatch, request, deaf
+):
+    if deaf:  # to Ctrl-C, as a job in the background is
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
+
     def ended(_self, _pictures, _mode):
         os.kill(os.getpid(), signal.SIGTERM)
         yield

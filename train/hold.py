@@ -72,9 +72,7 @@ class Hold:
         """Make the lock, unless there is one."""
         try:
             self.folder.path.mkdir(parents=True, exist_ok=True)
-            with contextlib.suppress(
-                FileNotFoundError
-            ):  # the folder was removed since, being empty
+            with contextlib.suppress(FileNotFoundError):  # removed since, for it was empty
                 return self._made(LOCK)
             return False
         except OSError as error:

@@ -40,12 +40,12 @@ class Processes:
         return bool(self.sum(torch.tensor(float(flag), device=self.device)).item())
 
     def on_first(self, action: Callable[[], Any]) -> Any:
-        """Give the first process what an action gives; a refusal there is one of all."""
+        """Give the first process what an action gives; what is refused there is so for all."""
         result = refusal = None
         if self.rank == 0:
             try:
                 result = action()
-            except Refusal as error:
+            except (Refusal, OSError) as error:
                 refusal = error
         if self.any(refusal is not None):
             raise refusal or Refusal("the first process says why")
