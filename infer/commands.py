@@ -108,9 +108,9 @@ def detect(args: argparse.Namespace) -> int:
         files = files[number::count]
         part = out.sub(f"{lines.PARTS}/{number}-of-{count}")
         with ended_in_order(), Hold(part):
-            before = lines.read(part, head)
-            for other in (out, *lines.parts(out)):  # of another count, where that was changed
-                before |= lines.read(other, head, held=False)
+            before = {}
+            for folder in (out, *lines.parts(out)):  # also of another count
+                before |= lines.read(folder, head, held=folder.path == part.path)
             _, broken = _detect(args, files, detector, head, before, part)
         told = f"part {number}/{count} is made; the same without --part puts all together"
     else:

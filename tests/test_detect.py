@@ -155,6 +155,17 @@ def test_a_line_that_another_run_is_about_to_write_is_left_to_it(run, photos, tm
     assert (tmp_path / LINES).read_bytes() == before
 
 
+def test_a_part_that_was_killed_amid_a_line_goes_on(run, photos, tmp_path):
+    part = tmp_path / PARTS / "0-of-1" / LINES
+    assert detect(run, photos, "--out", tmp_path, "--part", "0/1") == 0
+    head, first, *_ = part.read_bytes().splitlines(keepends=True)
+    part.write_bytes(head + first + b'{"file": "cut o')
+    assert detect(run, photos, "--out", tmp_path, "--part", "0/1") == 0
+    lines = part.read_bytes().splitlines()
+    assert len(lines) == 1 + 3
+    assert all(map(read_checked, lines))
+
+
 def test_what_parts_of_another_count_have_found_is_not_looked_for_again(run, photos, tmp_path):
     assert detect(run, photos, "--out", tmp_path, "--part", "1/3") == 0
     assert detect(run, photos, "--out", tmp_path, "--part", "0/1") == 0
