@@ -9,7 +9,7 @@ L levels; a window is (x, y, width, height) in canvas px of a level.
 """
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -23,6 +23,7 @@ from infer.network import Seen
 from infer.settings import InferSettings
 
 UNSEEN = -1.0  # in a map of focus, where no region lay
+BEYOND = 8  # canvas px of padding after a picture's right and lower edge, at least
 AUTOFOCUS, PYRAMID = "autofocus", "pyramid"  # modes; the number of a level is that level alone
 
 Window = tuple[int, int, int, int]
@@ -88,8 +89,9 @@ def fly(
             flight.regions[level] = _to_picture(windows, flight.scales[level])
             flight.processed[level] = 0
             flight.maps[level] = _blank(flight.canvases[level], machine.stride)
+            canvas, scale = flight.canvases[level].tolist(), tuple(flight.scales[level].tolist())
             regions += [
-                Region(number, tile, tuple(flight.scales[level].tolist()))
+                Region(number, tile, scale, beyond(tile, canvas))
                 for window in windows
                 for tile in tiles(window, settings.tile, settings.overlap, machine.stride)
             ]
@@ -148,7 +150,9 @@ def focused(flight: Flight, level: int, stride: int, settings: InferSettings) ->
     high = np.minimum(np.ceil((edges[:, 2:] + border_high) / stride).astype(int), cells)
     least, size = -(-choice.smallest // stride), tuple(cells[::-1].tolist())
     apart = focus.apart(np.concatenate([low, high], axis=1), (least, least), size)
-    grown = focus.filled(apart, -(-settings.step // stride), size)
+    drawn = -(-(canvas + BEYOND) // stride)  # what a window at the edge is drawn with counts
+    apart[:, 2:] = np.where(apart[:, 2:] == cells, drawn, apart[:, 2:])
+    grown = focus.filled(apart, -(-settings.step // stride), tuple(drawn[::-1].tolist()))
     low = grown[:, :2] * stride
     sides = np.minimum(grown[:, 2:] * stride, canvas) - low
     return [tuple(w) for w in np.concatenate([low, sides], axis=1).tolist()]
@@ -190,6 +194,16 @@ def tiles(window: Window, tile: int, overlap: int, stride: int) -> list[Window]:
     ]
 
 
+def beyond(window: Window, canvas: Sequence[int]) -> tuple[int, int]:
+    """Give the padding that a window on a canvas (width, height) wants to the right and below.
+
+    In training a picture rarely ends where its chip ends: it is smaller, or shifted towards the
+    upper left corner. What lies at an edge is found worse where there is nothing beyond it.
+    """
+    x, y, width, height = window
+    return BEYOND * (x + width == canvas[0]), BEYOND * (y + height == canvas[1])
+
+
 def batches(
     regions: list[Region], step: int, machine: Machine
 ) -> Iterator[tuple[tuple[int, int], list[Region]]]:
@@ -197,7 +211,11 @@ def batches(
     step = -(-step // machine.stride) * machine.stride  # whole cells
     by_shape: dict[tuple[int, int], list[Region]] = {}
     for region in regions:
-        height, width = (-(-side // step) * step for side in region.window[:1:-1])
+        _, _, *sides = region.window
+        width, height = (
+            -(-(side + more) // step) * step
+            for side, more in zip(sides, region.beyond, strict=True)
+        )
         by_shape.setdefault((height, width), []).append(region)
     for shape, alike in sorted(by_shape.items(), reverse=True):  # the most memory first
         count = max(1, machine.pixels // (shape[0] * shape[1]))

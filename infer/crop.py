@@ -21,6 +21,7 @@ class Region:
     picture: int  # place among the pictures in flight
     window: tuple[int, int, int, int]  # canvas px
     scale: tuple[float, float]
+    beyond: tuple[int, int] = (0, 0)  # canvas px of padding that it wants to the right and below
 
 
 def draw(

@@ -447,13 +447,50 @@ def test_an_ensemble_averages_scores_of_shared_proposals():
 def test_shapes_are_few_and_belong_to_the_region_alone():
     machine = Machine(None, STRIDE, torch.float32, 300_000)
     rng = np.random.default_rng(0)
-    regions = [Region(0, (0, 0, *rng.integers(1, 700, 2).tolist()), (1.0, 1.0)) for _ in range(500)]
+    regions = [
+        Region(0, (0, 0, *rng.integers(1, 700, 2).tolist()), (1.0, 1.0), tuple(more))
+        for more in (8 * rng.integers(0, 2, (500, 2))).tolist()
+    ]
     batches = list(cascade.batches(regions, 64, machine))
     assert sorted(r.window for _, b in batches for r in b) == sorted(r.window for r in regions)
     for (height, width), batch in batches:
         assert height % 64 == width % 64 == 0
         assert len(batch) == 1 or len(batch) * height * width <= 300_000
         for region in batch:
-            assert 0 <= width - region.window[2] < 64
-            assert 0 <= height - region.window[3] < 64
+            for side, least, more in zip(
+                (width, height), region.window[2:], region.beyond, strict=True
+            ):
+                assert 0 <= side - least - more < 64
     assert len({shape for shape, _ in batches}) <= 11**2
+
+
+@pytest.mark.parametrize("mode", [AUTOFOCUS, PYRAMID, 1])
+@pytest.mark.parametrize("tile", [96, 4096])
+def test_there_is_padding_beyond_a_pictures_right_and_lower_edge_alone(mode, tile):
+    """Canvases of 512 x 384 and 1024 x 768 are whole steps, and would end with the picture."""
+    settings = dataclasses.replace(
+        TWO,
+        levels=(Level(long=512), Level(long=1024)),
+        focus=(FocusSettings(0.5, 1, 64),),
+        tile=tile,
+        overlap=32,
+    )
+    drawn, seer = [], Seer(small=80.0)
+    pixels = with_squares(640, 480, (610, 450, 30), (610, 20, 30), (20, 450, 30), (300, 200, 30))
+
+    def draw(pictures, regions, shape, dtype):
+        drawn.extend((region.window, shape) for region in regions)
+        return crop.draw(pictures, regions, shape, dtype)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cascade, "draw", draw)
+        seer_run(pixels, settings, mode, seer)
+    sizes = {(512, 384), (1024, 768)} if isinstance(mode, str) else {(1024, 768)}
+    assert len(drawn) > len(sizes) or (tile, mode) in ((4096, PYRAMID), (4096, 1))
+    for (x, y, width, height), shape in drawn:
+        for start, side, padded, end in ((x, width, shape[1], 0), (y, height, shape[0], 1)):
+            at_edge = any(start + side == size[end] for size in sizes)
+            assert padded - side >= 8 * at_edge
+            assert padded - side < 64 + 8 * at_edge
+            if mode == AUTOFOCUS and tile == 4096 and x + y > 0:  # grown to whole steps with it
+                assert padded - side == (STRIDE if at_edge else 0)
