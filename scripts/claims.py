@@ -62,16 +62,17 @@ STRATEGIES = {
             (
                 "autofocus",
                 (
-                    "infer.focus=[{threshold=0.001,dilation=1,smallest=64},"
-                    "{threshold=0.005,dilation=1,smallest=128}]",
+                    "infer.focus=[{threshold=0.0007,dilation=1,smallest=64},"
+                    "{threshold=0.015,dilation=3,smallest=128}]",
+                    "infer.step=32",  # chips of more shapes spare pixels
                 ),
             ),
             (
                 "quarter",  # of the pyramid's pixels
                 (
-                    "infer.focus=[{threshold=0.01,dilation=1,smallest=48},"
+                    "infer.focus=[{threshold=0.012,dilation=1,smallest=48},"
                     "{threshold=0.04,dilation=1,smallest=112}]",
-                    "infer.step=32",  # chips of more shapes, which takes time and spares pixels
+                    "infer.step=32",
                 ),
             ),
         ),
