@@ -471,7 +471,7 @@ def test_there_is_padding_beyond_a_pictures_right_and_lower_edge_alone(mode, til
     settings = dataclasses.replace(
         TWO,
         levels=(Level(long=512), Level(long=1024)),
-        focus=(FocusSettings(0.5, 1, 64),),
+        focus=(FocusSettings(0.5, 1, 128),),
         tile=tile,
         overlap=32,
     )
