@@ -22,6 +22,8 @@ from typing import Any
 import msgspec
 
 from chipgen import recipe, storage
+from infer.cascade import BEYOND
+from infer.settings import InferSettings
 from train.settings import load_recipe
 
 RECIPE = "scenes-small"
@@ -57,14 +59,13 @@ class Strategy:
 
 STRATEGIES = {
     "sniper": Strategy(
-        # the recipe's FocusPixels are of its own training; these were chosen on other scenes
+        # the recipe's FocusChips are for a training half as long; these were chosen on other scenes
         points=(
             (
                 "autofocus",
                 (
-                    "infer.focus=[{threshold=0.0007,dilation=1,smallest=64},"
-                    "{threshold=0.015,dilation=3,smallest=128}]",
-                    "infer.step=32",  # chips of more shapes spare pixels
+                    "infer.focus=[{threshold=0.0005,dilation=1,smallest=64},"
+                    "{threshold=0.012,dilation=3,smallest=128}]",
                 ),
             ),
             (
@@ -72,7 +73,6 @@ STRATEGIES = {
                 (
                     "infer.focus=[{threshold=0.012,dilation=1,smallest=48},"
                     "{threshold=0.04,dilation=1,smallest=112}]",
-                    "infer.step=32",
                 ),
             ),
         ),
@@ -181,8 +181,10 @@ def source_of(strategy: Strategy, data: str) -> str:
     annotations = (f"annotations/instances_{split}.json" for split in ("train", "val"))
     scenes = storage.digest_of(storage.LocalFolder(data), *annotations)
     table = recipe.load_table(RECIPE, strategy.settings)
-    trained = asdict(load_recipe(RECIPE, strategy.settings))  # with what is so by default
-    parts = scenes, table, trained, asdict(strategy), EPOCHS, DROP
+    # with what is so by default
+    trained = asdict(load_recipe(RECIPE, strategy.settings))
+    looked = recipe.load(RECIPE, {"infer": InferSettings}, strategy.settings)["infer"]
+    parts = scenes, table, trained, asdict(looked), BEYOND, asdict(strategy), EPOCHS, DROP
     return hashlib.sha256(msgspec.json.encode(parts, order="sorted")).hexdigest()
 
 

@@ -65,7 +65,7 @@ def test_claims_gather_finished_runs_by_seed(claims, tmp_path):
     assert "single pyramid" in claims.report(table)
 
 
-def test_a_finished_run_of_claims_is_repeated_only_for_other_scenes_or_settings(
+def test_a_finished_run_of_claims_is_repeated_only_for_other_scenes_settings_or_padding(
     claims, tmp_path, monkeypatch
 ):
     scenes = tmp_path / "scenes"
@@ -80,6 +80,8 @@ def test_a_finished_run_of_claims_is_repeated_only_for_other_scenes_or_settings(
     assert commands() == 0
     monkeypatch.setattr(claims, "EPOCHS", 40)
     assert claims.collect(tmp_path, str(scenes))["runs"] == []
+    assert (commands(), commands()) == (first, 0)
+    monkeypatch.setattr(claims, "BEYOND", 1)
     assert (commands(), commands()) == (first, 0)
     (scenes / "annotations" / "instances_val.json").write_text("others")
     assert (commands(), commands()) == (first, 0)
