@@ -73,6 +73,7 @@ STRATEGIES = {
                 (
                     "infer.focus=[{threshold=0.012,dilation=1,smallest=48},"
                     "{threshold=0.04,dilation=1,smallest=112}]",
+                    "infer.density=1000",  # its chips are small
                 ),
             ),
         ),
