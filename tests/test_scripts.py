@@ -1,5 +1,6 @@
 """The scripts that measure: what of them can be tested without measuring."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -82,6 +83,11 @@ def test_a_finished_run_of_claims_is_repeated_only_for_other_scenes_settings_or_
     assert claims.collect(tmp_path, str(scenes))["runs"] == []
     assert (commands(), commands()) == (first, 0)
     monkeypatch.setattr(claims, "BEYOND", 1)
+    assert (commands(), commands()) == (first, 0)
+    by_default = dataclasses.make_dataclass(
+        "Others", [("sigma", float, 0.4)], bases=(claims.InferSettings,), frozen=True
+    )
+    monkeypatch.setattr(claims, "InferSettings", by_default)
     assert (commands(), commands()) == (first, 0)
     (scenes / "annotations" / "instances_val.json").write_text("others")
     assert (commands(), commands()) == (first, 0)
