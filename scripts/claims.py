@@ -71,9 +71,8 @@ STRATEGIES = {
             (
                 "quarter",  # of the pyramid's pixels
                 (
-                    "infer.focus=[{threshold=0.012,dilation=1,smallest=48},"
-                    "{threshold=0.04,dilation=1,smallest=112}]",
-                    "infer.density=1000",  # its chips are small
+                    "infer.focus=[{threshold=0.01,dilation=1,smallest=48},"
+                    "{threshold=0.08,dilation=3,smallest=128}]",
                 ),
             ),
         ),
