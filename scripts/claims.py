@@ -4,7 +4,8 @@ Each run has a folder of its own and goes on where it was stopped; a finished ru
 while scenes and settings are the same, be it one of this folder or of another machine's table.
 All have the same budget of training pixels as `sniper`, which trains twice as long as the recipe:
 the less is left to learn, the less a comparison is one of budgets. But `snip` has three times as
-much, for on COCO an epoch of it costs that (here, twice).
+much, for on COCO an epoch of it costs that (here, twice). And `equal-epochs` has less: it is
+`sniper` without negatives and with nothing in their place, as where the paper compares recall.
 """
 
 import argparse
@@ -53,7 +54,7 @@ class Strategy:
 
     settings: tuple[str, ...] = ()  # overrides of the recipe
     negatives: str = "mined"  # | "none", or "empty": only of pictures without boxes
-    budget: float = 1.0  # of sniper's training pixels
+    budget: float | None = 1.0  # of sniper's training pixels; None: its epochs instead
     points: tuple[tuple[str, tuple[str, ...]], ...] = ()  # more settings for AutoFocus, by name
 
 
@@ -78,6 +79,7 @@ STRATEGIES = {
         ),
     ),
     "no-negatives": Strategy(negatives="none"),
+    "equal-epochs": Strategy(negatives="none", budget=None),
     "two-levels": Strategy(
         (
             "chips.levels=[{factor=1.667,range=[0,75]},{long=256,range=[60,inf]}]",
@@ -145,7 +147,7 @@ def run_one(name: str, seed: int, data: str, out: Path) -> None:
         return
     settings = make_chips(name, seed, data, out)
     epochs = EPOCHS
-    if name != "sniper":
+    if name != "sniper" and strategy.budget is not None:
         make_chips("sniper", seed, data, out)
         wanted = EPOCHS * pixels(out / f"sniper-{seed}") * strategy.budget
         epochs = max(1, round(wanted / pixels(run)))

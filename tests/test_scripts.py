@@ -130,6 +130,16 @@ def test_the_budget_of_claims_needs_the_chips_of_sniper_but_no_training_on_them(
     assert f"--set=train.epochs={epochs:.0f}" in trained[1]
 
 
+def test_claims_compare_recall_after_as_many_epochs(claims, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        claims, "pixels", lambda run: {"sniper-1": 1.0, "equal-epochs-1": 0.5}[run.name]
+    )
+    claims.run_one("equal-epochs", 1, str(tmp_path / "scenes"), tmp_path)
+    (trained,) = [words for words in claims.said if words[0] == "train"]
+    assert f"--set=train.epochs={claims.EPOCHS}" in trained
+    assert not [words for words in claims.said if "negatives" in words]
+
+
 def test_claims_do_not_leave_a_training_behind_when_they_are_ended(tmp_path):
     (tmp_path / "slow.py").write_text("import time; print('begun', flush=True); time.sleep(60)")
     line = [sys.executable, "-c", "import claims; claims.module('slow')"]
