@@ -42,6 +42,15 @@ class Level:
             return by_long
         return np.minimum(by_long, self.short / np.minimum(widths, heights))
 
+    def times(self, factor: float) -> "Level":
+        """Give the level that is larger by a factor."""
+
+        def larger(side: int | None) -> int | None:
+            return None if side is None else max(1, round(side * factor))
+
+        scale = None if self.factor is None else self.factor * factor
+        return Level(self.range, scale, larger(self.short), larger(self.long))
+
     def toml(self) -> str:
         """Write it as recipes do, without the braces."""
         scale = ", ".join(

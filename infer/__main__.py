@@ -1,6 +1,7 @@
 """Command line of inference: parse, build, run, report."""
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -125,7 +126,7 @@ def _parser() -> argparse.ArgumentParser:
         subparsers,
         "tune",
         _command("tune"),
-        "search valid ranges and where to look closer, for the best speed and accuracy",
+        "search the finest level's size, valid ranges and where to look closer",
         "python -m infer tune runs/coco --data /data/coco --out tuned.toml",
     )
     _add_detector(tune)
@@ -141,6 +142,12 @@ def _parser() -> argparse.ArgumentParser:
         type=_sizes,
         default=(64, 128, 256),
         help="sizes of chips to try, canvas px, with commas between (default: 64,128,256)",
+    )
+    tune.add_argument(
+        "--finest",
+        type=_factors,
+        default=(1.0, 1.2),
+        help="sizes of the finest level to try, as factors of its own (default: 1,1.2)",
     )
     tune.add_argument("--out", required=True, help="recipe to write, with [infer] alone")
     return parser
@@ -163,6 +170,13 @@ def _add_split(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--split", default="val", help="splits to read, with commas between (default: val)"
     )
+
+
+def _factors(text: str) -> tuple[float, ...]:
+    factors = tuple(float(one) for one in text.split(","))
+    if not all(0 < one < math.inf for one in factors):
+        raise argparse.ArgumentTypeError(f"{text}: expected positive numbers with commas between")
+    return factors
 
 
 def _sizes(text: str) -> tuple[int, ...]:

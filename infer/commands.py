@@ -296,7 +296,7 @@ def tune(args: argparse.Namespace) -> int:
     if len(detector.settings.levels) < 2:
         raise Refusal(f"{args.model}: has one level; there is nothing to focus")
     test = open_for(detector, args)
-    seen = tuning.look(detector, test)
+    detector, seen = tuning.sized(detector, test, args.finest, args.within)
     pyramid, points = tuning.search(detector, test, seen, args.smallest)
     chosen = tuning.choose(points, pyramid, args.within)
     print(f"{'':14}{'AP':>7}{'pixels':>8}  threshold/dilation/smallest of each level")

@@ -1,6 +1,9 @@
 """Searches valid ranges and FocusChips' threshold, dilation and size (section 4.4.5 of AutoFocus).
 
-Each level runs once over whole pictures; what it found and where it would look closer is kept. What
+And before that, how large the finest level is: where objects have a few px, a network often finds
+more of them when they are larger than its chips made them.
+
+Each level runs over whole pictures; what it found and where it would look closer is kept. What
 a setting would give is then worked out without the network: the windows that the kept maps ask for,
 and of what was found, that which lies in them. A chip's own run differs by what its border cuts
 from the network's view, so the chosen setting is run for real in the end.
@@ -8,6 +11,7 @@ from the network's view, so the chosen setting is run for real in the end.
 
 import dataclasses
 import itertools
+import logging
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -33,6 +37,7 @@ DILATIONS = (1, 3, 5)
 STRETCH = (0.7, 0.85, 1.0, 1.2, 1.45)  # of the ends of valid ranges
 ROUNDED = 1e-2  # canvas px by which float32 may carry a box over its picture's edge
 FRONT = 8  # settings of a finer level that coarser ones are tried with
+log = logging.getLogger("infer")
 
 
 @dataclass(frozen=True)
@@ -70,13 +75,37 @@ def look(detector: Detector, test: Test) -> list[Seen]:
     return seen
 
 
+def sized(
+    detector: Detector, test: Test, factors: Sequence[float], within: float
+) -> tuple[Detector, list[Seen]]:
+    """Look with the finest level in several sizes, which are factors of its own.
+
+    Gives the smallest that loses at most `within` of the full pyramid's precision.
+    """
+    tried = []
+    for factor in sorted(factors):
+        settings = dataclasses.replace(
+            detector.settings,
+            levels=(*detector.settings.levels[:-1], detector.settings.levels[-1].times(factor)),
+        )
+        seen = look(detector.with_settings(settings), test)
+        point = evaluate(_everywhere(settings), test, seen, detector.machine.stride)
+        log.info(
+            "tune: with the finest level %s, the full pyramid has %.1f at %.0f pixels",
+            settings.levels[-1], point.precision, point.pixels,
+        )  # fmt: skip
+        tried.append((point, seen))
+    limit = max(point.precision for point, _ in tried) - within
+    point, seen = next(one for one in tried if one[0].precision >= limit)
+    return detector.with_settings(point.settings), seen
+
+
 def search(
     detector: Detector, test: Test, seen: list[Seen], smallest: Sequence[int]
 ) -> tuple[Point, list[Point]]:
     """Find ranges, then the front of speed and accuracy; gives the full pyramid's point as well."""
     stride = detector.machine.stride
-    everywhere = (FocusSettings(0.0, 1, 1),) * (len(detector.settings.levels) - 1)
-    whole = dataclasses.replace(detector.settings, focus=everywhere)
+    whole = _everywhere(detector.settings)
 
     def tried(candidates: Iterable[InferSettings], what: str) -> list[Point]:
         bar = progress(list(candidates), unit=" settings", desc=what)
@@ -89,7 +118,7 @@ def search(
     pyramid = evaluate(best, test, seen, stride)
     points = [pyramid]
     # from the finest level to coarser ones, as the paper does
-    for level in reversed(range(len(everywhere))):
+    for level in reversed(range(len(whole.focus))):
         candidates = [
             _with_focus(point.settings, level, FocusSettings(*choice))
             for point in points
@@ -245,6 +274,11 @@ def _stretched(settings: InferSettings, level: int) -> Iterator[InferSettings]:
         levels[level] = dataclasses.replace(coarse, range=(_tidy(low), coarse.range[1]))
         levels[level + 1] = dataclasses.replace(fine, range=(fine.range[0], _tidy(high)))
         yield dataclasses.replace(settings, levels=tuple(levels))
+
+
+def _everywhere(settings: InferSettings) -> InferSettings:
+    """Look closer wherever there is something."""
+    return dataclasses.replace(settings, focus=(FocusSettings(0.0, 1, 1),) * len(settings.focus))
 
 
 def _with_focus(settings: InferSettings, level: int, choice: FocusSettings) -> InferSettings:

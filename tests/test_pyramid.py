@@ -1,5 +1,6 @@
 """Levels and their canvases."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -52,6 +53,15 @@ def test_short_side_is_as_said_unless_the_long_one_gets_too_long(picture, canvas
     level = Level(short=800, long=1280)
     found = canvas_sizes((level,), *np.array([picture]).T)
     assert tuple(found[0, 0].tolist()) == canvas
+
+
+def test_a_level_times_a_factor_has_canvases_that_are_larger_by_it():
+    sizes = np.array([[640, 480], [90, 500]])
+    for level in LEVELS:
+        larger = dataclasses.replace(level, range=(3.0, 9.0)).times(1.25)
+        assert larger.range == (3.0, 9.0)
+        assert larger.factors(*sizes.T) == pytest.approx(1.25 * level.factors(*sizes.T))
+        assert level.times(1.0) == level
 
 
 def test_no_pictures_have_no_canvases():

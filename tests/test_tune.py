@@ -63,6 +63,29 @@ def test_windows_of_the_second_level_are_those_of_a_real_run(material):
     assert point.pixels < whole["pixels"]
 
 
+def test_the_finest_level_is_as_large_as_precision_asks_for(material, monkeypatch):
+    _, detector, test, _ = material
+    asked = []
+
+    def look(tried, _test):
+        asked.append(tried.settings)
+        return [len(asked)]
+
+    def evaluate(settings, _test, seen, _stride):
+        return Point(settings, {1: 50.0, 2: 50.9, 3: 51.0, 4: 50.5}[seen[0]], 100.0)
+
+    monkeypatch.setattr(tune, "look", look)
+    monkeypatch.setattr(tune, "evaluate", evaluate)
+    for within, number in ((0.3, 2), (0.05, 3), (2.0, 1)):
+        asked.clear()
+        sized, seen = tune.sized(detector, test, (1.5, 1.0, 1.2, 1.1), within)
+        finest = [settings.levels[-1] for settings in asked]
+        assert finest == [detector.settings.levels[-1].times(f) for f in (1.0, 1.1, 1.2, 1.5)]
+        assert {settings.levels[:-1] for settings in asked} == {detector.settings.levels[:-1]}
+        assert sized.settings.levels == asked[number - 1].levels
+        assert seen == [number]
+
+
 def test_the_front_keeps_what_nothing_beats():
     points = [Point(None, ap, px) for ap, px in ((5, 100), (4, 100), (6, 90), (3, 80), (6, 120))]
     kept = [(p.precision, p.pixels) for p in tune.front(points)]
@@ -128,7 +151,7 @@ def test_tune_writes_a_recipe_and_a_drawing(material, tmp_path, capsys, monkeypa
     monkeypatch.setattr(tune, "STRETCH", (0.8, 1.0))
     inferring.save(tmp_path / "run", inferring.plain(inferring.pyramid()))
     line = ["tune", str(tmp_path / "run"), "--data", str(data), "--smallest", "48"]
-    line += ["--pictures", "3", "--out", str(tmp_path / "tuned.toml")]
+    line += ["--pictures", "3", "--finest", "0.9,1", "--out", str(tmp_path / "tuned.toml")]
     assert main(line) == 0
     assert "chosen, run" in capsys.readouterr().out
     assert load(str(tmp_path / "tuned.toml"), {"infer": InferSettings})["infer"].levels
