@@ -135,7 +135,7 @@ def _parser() -> argparse.ArgumentParser:
         "--pictures", type=positive, default=100, help="sample of them (default: %(default)s)"
     )
     tune.add_argument(
-        "--within", type=float, default=0.3, help="AP that may be lost for speed (default: 0.3)"
+        "--within", type=_loss, default=0.3, help="AP that may be lost for speed (default: 0.3)"
     )
     tune.add_argument(
         "--smallest",
@@ -177,6 +177,13 @@ def _factors(text: str) -> tuple[float, ...]:
     if not all(0 < one < math.inf for one in factors):
         raise argparse.ArgumentTypeError(f"{text}: expected positive numbers with commas between")
     return factors
+
+
+def _loss(text: str) -> float:
+    value = float(text)
+    if not value >= 0:
+        raise argparse.ArgumentTypeError(f"{text} must be at least 0")
+    return value
 
 
 def _sizes(text: str) -> tuple[int, ...]:

@@ -144,6 +144,15 @@ def test_the_drawing_is_marked_at_round_numbers(low, high, marks):
     assert tune.round_numbers(low, high) == pytest.approx(marks)
 
 
+@pytest.mark.parametrize(
+    "words", [("--within", "-0.1"), ("--within", "nan"), ("--finest", "1,0"), ("--finest", "1,b")]
+)
+def test_a_loss_below_zero_and_sizes_of_nothing_are_refused(words, capsys):
+    with pytest.raises(SystemExit):
+        main(["tune", "run", "--data", "data", "--out", "tuned.toml", *words])
+    assert f"argument {words[0]}" in capsys.readouterr().err
+
+
 def test_tune_writes_a_recipe_and_a_drawing(material, tmp_path, capsys, monkeypatch):
     data = material[0]
     monkeypatch.setattr(tune, "THRESHOLDS", (0.03, 0.06))
