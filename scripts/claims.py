@@ -72,7 +72,7 @@ STRATEGIES = {
             (
                 "quarter",  # of the pyramid's pixels
                 (
-                    "infer.focus=[{threshold=0.01,dilation=1,smallest=48},"
+                    "infer.focus=[{threshold=0.012,dilation=1,smallest=48},"
                     "{threshold=0.08,dilation=3,smallest=128}]",
                 ),
             ),
