@@ -122,6 +122,8 @@ def main() -> None:
     unknown = [name for name in names if name not in STRATEGIES]
     if unknown:
         raise SystemExit(f"claims: {unknown[0]}: not one of {', '.join(STRATEGIES)}")
+    if not Path(args.data, "annotations").is_dir():
+        raise SystemExit(f"claims: {args.data}: no scenes there; `make scenes` draws them")
     known = known_of(args.known, args.data) if args.known else []
     elsewhere = {(run["strategy"], run["seed"]) for run in known}
     for seed in args.seeds:

@@ -66,6 +66,12 @@ def test_claims_gather_finished_runs_by_seed(claims, tmp_path):
     assert "single pyramid" in claims.report(table)
 
 
+def test_claims_name_a_wrong_folder(claims, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["claims", "--data", str(tmp_path / "nowhere")])
+    with pytest.raises(SystemExit, match="nowhere: no scenes there"):
+        claims.main()
+
+
 def test_a_finished_run_of_claims_is_repeated_only_for_other_scenes_settings_or_padding(
     claims, tmp_path, monkeypatch
 ):
